@@ -1,0 +1,70 @@
+"""The protocol that every drafting method follows, ours and each baseline.
+
+The decoding loop, the replay of traces and the adapters to other engines know these two classes and nothing else:
+
+    session = drafter.session(prompt_ids, costs)
+    while not finished:
+        tree = session.propose(budget, max_depth)
+        token_ids = verify(tree)            # one forward pass of the target
+        session.extend(token_ids)
+    session.close()
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from hdraft.drafting.tree import DraftTree
+
+TokenIds = Sequence[int] | npt.NDArray[np.integer]
+"""Token ids of one sequence: a list, or a 1-D integer array."""
+
+UNLIMITED = 2**31 - 1
+"""A depth that no draft reaches."""
+
+
+class DraftSession(Protocol):
+    """What belongs to one request: its text, its D_c, its counters. Used by one thread at a time."""
+
+    def propose(self, budget: int, max_depth: int = UNLIMITED) -> DraftTree:
+        """Draft at most `budget` nodes, none deeper than `max_depth`: the tokens the request may still emit."""
+        ...
+
+    def extend(
+        self,
+        token_ids: TokenIds,
+        ngrams: npt.NDArray[np.integer] | None = None,
+        candidates: npt.NDArray[np.integer] | None = None,
+    ) -> None:
+        """Take in the tokens that a step emitted.
+
+        Args:
+            token_ids: the tokens emitted, in order.
+            ngrams: int[m, level], n-grams of the lookahead branch, for D_c.
+            candidates: int[1 + n, k], the target's most likely next tokens after the last accepted token and after
+                each verified node, where the engine has its logits.
+        """
+        ...
+
+    def close(self) -> None:
+        """End the request; a learning D_m takes its output in. Closing twice is closing once."""
+        ...
+
+
+class Drafter(Protocol):
+    """What requests share: D_m and D_s. Safe to share between threads."""
+
+    vocab_size: int
+    """Ids at or above it are never drafted."""
+
+    def session(self, prompt_ids: TokenIds, costs: npt.NDArray[np.floating] | None = None) -> DraftSession:
+        """Start a request.
+
+        Args:
+            prompt_ids: the request's prompt, which may be empty.
+            costs: float[m], the time of a step over 0, 1, 2, … draft tokens in any unit, as measured by the engine. A
+                drafter that chooses how much to draft weighs probability against it; without it, it drafts to its budget.
+        """
+        ...

@@ -1,0 +1,139 @@
+"""The draft tree: proposed continuations of the text so far, merged into one token trie.
+
+The trie is flat arrays, parents before children. Three drafts after "the": "cat sat", "cat ran", "dog" make four nodes:
+
+    >>> tree = DraftTree(tokens=[11, 12, 13, 14], parents=[-1, 0, 0, -1])     # cat, sat, ran, dog
+    >>> tree.depths.tolist()
+    [1, 2, 2, 1]
+    >>> tree.ancestor_mask().astype(int).tolist()       # row: who looks; column: who is seen
+    [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]
+"""
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Source(IntEnum):
+    """The database a draft token came from, from the highest temporal locality to the lowest."""
+
+    CONTEXT = 0
+    """D_c: this request's prompt and output so far."""
+    MODEL = 1
+    """D_m: what the target model has generated before."""
+    STATISTICS = 2
+    """D_s: general text."""
+
+
+class DraftTree:
+    """A trie of n draft tokens as flat arrays, parents before children, siblings distinct.
+
+    Attributes:
+        tokens: int32[n], token ids.
+        parents: int32[n], the index of each node's parent; -1 for a child of the last accepted token.
+        depths: int32[n], 1 for a child of the last accepted token; a node's position is that token's plus its depth.
+        sources: uint8[n], the `Source` of each node.
+        probabilities: float32[n], the estimated chance that verification reaches and accepts the node (1 where the
+            drafter makes no estimate).
+    """
+
+    __slots__ = ("depths", "parents", "probabilities", "sources", "tokens")
+
+    def __init__(
+        self,
+        tokens: npt.ArrayLike,
+        parents: npt.ArrayLike,
+        sources: npt.ArrayLike | None = None,
+        probabilities: npt.ArrayLike | None = None,
+        depths: npt.ArrayLike | None = None,
+    ) -> None:
+        self.tokens = np.asarray(tokens, dtype=np.int32)
+        self.parents = np.asarray(parents, dtype=np.int32)
+        n = len(self.tokens)
+        self.sources = np.zeros(n, np.uint8) if sources is None else np.asarray(sources, np.uint8)
+        self.probabilities = np.ones(n, np.float32) if probabilities is None else np.asarray(probabilities, np.float32)
+        if depths is None:
+            self.depths = np.ones(n, np.int32)
+            for node, parent in enumerate(self.parents.tolist()):
+                if parent >= 0:
+                    self.depths[node] = self.depths[parent] + 1
+        else:
+            self.depths = np.asarray(depths, dtype=np.int32)
+
+    @classmethod
+    def empty(cls) -> "DraftTree":
+        """A tree without nodes: ordinary decoding."""
+        return cls((), ())
+
+    @classmethod
+    def from_sequences(
+        cls, sequences: Sequence[Sequence[int]], sources: Sequence[int] | None = None, budget: int | None = None
+    ) -> "DraftTree":
+        """Merge draft sequences into a trie of at most `budget` nodes, earlier sequences first.
+
+        A token that several sequences share keeps the source of the first. `sources` has one entry a sequence.
+
+        >>> DraftTree.from_sequences([[11, 12], [11, 13], [14]]).parents.tolist()
+        [-1, 0, 0, -1]
+        """
+        tokens: list[int] = []
+        parents: list[int] = []
+        origin: list[int] = []
+        children: dict[tuple[int, int], int] = {}
+        for index, sequence in enumerate(sequences):
+            parent = -1
+            for token in sequence:
+                node = children.get((parent, token))
+                if node is None:
+                    if budget is not None and len(tokens) >= budget:
+                        break
+                    node = children[(parent, token)] = len(tokens)
+                    tokens.append(token)
+                    parents.append(parent)
+                    origin.append(0 if sources is None else sources[index])
+                parent = node
+        return cls(tokens, parents, origin)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __repr__(self) -> str:
+        return f"DraftTree({len(self)} nodes, depth {self.depths.max(initial=0)})"
+
+    def ancestor_mask(self) -> npt.NDArray[np.bool_]:
+        """bool[n, n]: row i marks the nodes that node i may attend to, its ancestors and itself."""
+        n = len(self)
+        mask = np.eye(n, dtype=np.bool_)
+        for node, parent in enumerate(self.parents.tolist()):
+            if parent >= 0:
+                mask[node] |= mask[parent]
+        return mask
+
+    def child(self, parent: int, token: int) -> int:
+        """The index of the child of `parent` (-1: the last accepted token) that holds `token`, or -1."""
+        found = np.flatnonzero((self.parents == parent) & (self.tokens == token))
+        return int(found[0]) if len(found) else -1
+
+    def best_chain(self, k: int) -> "DraftTree":
+        """The likeliest path, at most `k` tokens long, for engines that verify a single sequence.
+
+        From the root down, the child with the highest probability (the earliest among equals) is taken.
+        """
+        path: list[int] = []
+        parent = -1
+        while len(path) < k:
+            children = np.flatnonzero(self.parents == parent)
+            if not len(children):
+                break
+            parent = int(children[np.argmax(self.probabilities[children])])
+            path.append(parent)
+        chain = np.array(path, np.int64)
+        return DraftTree(
+            self.tokens[chain],
+            np.arange(-1, len(path) - 1),
+            self.sources[chain],
+            self.probabilities[chain],
+            self.depths[chain],
+        )
