@@ -1,0 +1,617 @@
+"""The adaptive hierarchy: one draft tree, grown best-first over all databases at once.
+
+The published method fills a fixed number of sequences, database after database. Here the next node is always the one
+with the highest estimated probability, whichever database it comes from. To estimate what follows a node, its context is
+looked up in every database at every match length, from the longest match to the shortest and at each length from the
+highest temporal locality to the lowest (D_c, finished requests, D_m, D_s). Each match gives its relative frequencies, and
+takes a share of the probability that the matches before it left (Jelinek-Mercer interpolation):
+
+    p(token) = w1 f1(token) + (1 - w1) w2 f2(token) + (1 - w1)(1 - w2) w3 f3(token) + …
+
+A shorter match with as many occurrences as the longer one before it says nothing new and is passed over. The weights
+depend on (database, match length, number of occurrences, how concentrated their continuations are), and are learnt online by
+expectation-maximisation from every token that the target emits.
+
+A path's probability is the product of its nodes'. A child's matches are its parent's, narrowed by one token, so nothing is
+searched for twice, and only as far down the hierarchy as what is left there could still make a node.
+"""
+
+import threading
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from hdraft.drafting.budget import BudgetRule
+from hdraft.drafting.context import MAX_LENGTH as CONTEXT_LENGTH
+from hdraft.drafting.context import NONE, ContextDatabase, ContextTrie, append, step_down
+from hdraft.drafting.drafter import UNLIMITED, TokenIds
+from hdraft.drafting.model import ModelDatabase
+from hdraft.drafting.statistics import StatisticsDatabase
+from hdraft.drafting.suffixes import SuffixArray, narrow, occurrences, token_at
+from hdraft.drafting.tree import DraftTree, Source
+
+SUFFIX_LENGTH = 8
+"""The longest context looked up in D_m and D_s, in tokens."""
+
+_LEVELS = 4  # D_c, finished requests, stored D_m, D_s
+_SOURCES = np.array([Source.CONTEXT, Source.MODEL, Source.MODEL, Source.STATISTICS], np.uint8)
+_COUNTS = 8  # occurrences: 1, 2, 3-4, 5-8, … more than 64
+_SHAPES = 3  # continuations: all the same, one dominant, diverse
+_PROBES = 24  # continuations looked at in a long range of suffixes
+_RECENT = 24  # children looked at of a context in D_c
+_UNKNOWN = -1
+_LEAST = 1e-4  # no node is drafted below this probability
+_TOKENS = 256  # the most tokens considered to follow one node
+_PRIOR = 8.0  # observations that an initial weight counts for
+_FORGET = 0.8  # of the running rate, from one request to the next
+
+
+class Databases(NamedTuple):
+    """What a step reads, in the order of the hierarchy."""
+
+    context: ContextTrie
+    suffixes: tuple[SuffixArray, SuffixArray, SuffixArray]  # finished requests, stored D_m, D_s
+
+
+class Matches(NamedTuple):
+    """The matches of each row's context: row 0 is the text so far, row i + 1 the tree's node i.
+
+    A length above `longest` has no match. Below row 0, ranges of suffixes are found when they are first needed.
+    """
+
+    token: npt.NDArray[np.int32]  # [rows]
+    parent: npt.NDArray[np.int32]  # [rows]
+    longest: npt.NDArray[np.int32]  # [rows, levels]
+    handle: npt.NDArray[np.int64]  # [rows, 1 + CONTEXT_LENGTH] contexts in D_c, by length
+    low: npt.NDArray[np.int64]  # [rows, levels, 2 + SUFFIX_LENGTH] ranges of suffixes, by length; _UNKNOWN: not looked up
+    high: npt.NDArray[np.int64]
+
+
+class Mixture(NamedTuple):
+    """Scratch: the tokens that may follow one row, and how likely each is."""
+
+    token: npt.NDArray[np.int32]
+    probability: npt.NDArray[np.float64]
+    share: npt.NDArray[np.float64]  # the largest contribution to it …
+    level: npt.NDArray[np.uint8]  # … and whose it was
+    slot: npt.NDArray[np.int32]  # hash of token -> index + 1
+
+
+class Growth(NamedTuple):
+    """A tree while it grows: first its nodes in the order of their probability, then the likeliest candidates in theirs."""
+
+    token: npt.NDArray[np.int32]
+    parent: npt.NDArray[np.int32]
+    depth: npt.NDArray[np.int32]
+    level: npt.NDArray[np.uint8]
+    probability: npt.NDArray[np.float64]
+
+
+class Weights(NamedTuple):
+    """The interpolation weights float64[levels, lengths, counts, shapes], each `taken` / `reached`.
+
+    `reached` is how much of the emitted tokens' probability got as far as matches of this class, `taken` how much they explained.
+    """
+
+    weight: npt.NDArray[np.float64]
+    taken: npt.NDArray[np.float64]
+    reached: npt.NDArray[np.float64]
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _count_class(count: int) -> int:
+    bits = 0
+    count -= 1
+    while count > 0 and bits < _COUNTS - 1:
+        count >>= 1
+        bits += 1
+    return bits
+
+
+@njit(cache=True, nogil=True)
+def _narrowed(databases: Databases, level: int, low: int, high: int, length: int, token: int) -> tuple[int, int]:
+    """The range of a context of `length` tokens that ends with `token`, from the range of the tokens before it."""
+    array = databases.suffixes[level - 1]
+    if length == 1:
+        return occurrences(array, token)
+    if low >= high:
+        return low, low
+    return narrow(array, low, high, length - 1, token)
+
+
+@njit(cache=True, nogil=True)
+def _range(databases: Databases, matches: Matches, row: int, level: int, length: int) -> tuple[int, int]:
+    """The range of suffixes that begin with the last `length` tokens of `row`, and with it its prefixes' in the rows above.
+
+    Written without recursion: Numba's cache of compiled code does not survive it.
+    """
+    above, up = row, 0
+    while up + 1 < length and matches.low[above, level, length - up] == _UNKNOWN:
+        above = np.int64(matches.parent[above])
+        up += 1
+        if matches.longest[above, level] < length - up:
+            return np.int64(0), np.int64(0)
+    low, high = matches.low[above, level, length - up], matches.high[above, level, length - up]
+    while up > 0 or low == _UNKNOWN:
+        if low != _UNKNOWN:
+            up -= 1
+            above = row
+            for _ in range(up):
+                above = np.int64(matches.parent[above])
+        low, high = _narrowed(databases, level, low, high, length - up, np.int64(matches.token[above]))
+        matches.low[above, level, length - up] = low
+        matches.high[above, level, length - up] = high
+    return low, high
+
+
+@njit(cache=True, nogil=True)
+def _shape(databases: Databases, level: int, low: int, high: int, length: int) -> int:
+    """How concentrated a match's continuations are: 0 all the same, 1 half of them so, 2 diverse.
+
+    Of a range of suffixes its first, middle and last are looked at; of a context in D_c, the most recent child.
+    """
+    if level:
+        array = databases.suffixes[level - 1]
+        first, last = token_at(array, low, length), token_at(array, high - 1, length)
+        if first == last:
+            return 0
+        middle = token_at(array, (low + high) >> 1, length)
+        return 1 if middle == first or middle == last else 2
+    trie = databases.context
+    if low < 0 or trie.older[trie.first[low]] == 0:
+        return 0
+    return 1 if 2 * trie.count[trie.first[low]] >= trie.followed[low] else 2
+
+
+@njit(cache=True, nogil=True)
+def _match(databases: Databases, matches: Matches, row: int, level: int, length: int) -> tuple[int, int, int]:
+    """A context's range (in D_c: its handle, and 0) and how often something followed it, 0 for no match."""
+    if length > matches.longest[row, level]:
+        return np.int64(0), np.int64(0), np.int64(0)
+    if level:
+        low, high = _range(databases, matches, row, level, length)
+        if low == high:
+            matches.longest[row, level] = length - 1
+        return low, high, high - low
+    trie = databases.context
+    handle = matches.handle[row, length]
+    if handle >= 0 and trie.count[handle] == 1:
+        handle = ~np.int64(trie.position[handle])
+    if handle >= 0:
+        return handle, np.int64(0), np.int64(trie.followed[handle])
+    return handle, np.int64(0), np.int64(~handle + 1 < trie.sizes[0])
+
+
+@njit(cache=True, nogil=True)
+def _add(mixture: Mixture, n: int, token: int, share: float, level: int) -> int:
+    """Add `share` to the probability of `token`; returns how many tokens the mixture holds."""
+    slot = (token * 40503) & (len(mixture.slot) - 1)
+    while True:
+        index = mixture.slot[slot] - 1
+        if index < 0:
+            if n == len(mixture.token):
+                return n
+            mixture.slot[slot] = n + 1
+            mixture.token[n] = token
+            mixture.probability[n] = share
+            mixture.share[n] = share
+            mixture.level[n] = level
+            return n + 1
+        if mixture.token[index] == token:
+            mixture.probability[index] += share
+            if share > mixture.share[index]:
+                mixture.share[index] = share
+                mixture.level[index] = level
+            return n
+        slot = (slot + 1) & (len(mixture.slot) - 1)
+
+
+@njit(cache=True, nogil=True)
+def _add_context(mixture: Mixture, n: int, trie: ContextTrie, handle: int, share: float) -> int:
+    """Add what followed a context in D_c, most recent first."""
+    if handle < 0:
+        return _add(mixture, n, np.int64(trie.text[~handle + 1]), share, 0)
+    share /= trie.followed[handle]
+    child, seen = np.int64(trie.first[handle]), 0
+    while child and seen < _RECENT:
+        n = _add(mixture, n, np.int64(trie.token[child]), share * trie.count[child], 0)
+        child = np.int64(trie.older[child])
+        seen += 1
+    return n
+
+
+@njit(cache=True, nogil=True)
+def _add_suffixes(
+    mixture: Mixture, n: int, array: SuffixArray, low: int, high: int, length: int, share: float, level: int
+) -> int:
+    """Add what followed a context in a suffix array: every continuation, or evenly spaced ones of a long range."""
+    probes = min(high - low, _PROBES)
+    share /= probes
+    token, run = token_at(array, low, length), 0
+    for probe in range(probes):
+        following = token_at(array, low + ((2 * probe + 1) * (high - low)) // (2 * probes), length)
+        if following != token:
+            if run:
+                n = _add(mixture, n, token, share * run, level)
+            token, run = following, 0
+        run += 1
+    return _add(mixture, n, token, share * run, level)
+
+
+@njit(cache=True, nogil=True)
+def _mix(
+    databases: Databases, matches: Matches, row: int, weight: npt.NDArray[np.float64], least: float, mixture: Mixture
+) -> int:
+    """Fill `mixture` with what may follow `row`, until less than `least` of the probability is left; returns its size."""
+    n, left = 0, 1.0
+    seen = np.zeros(_LEVELS, np.int64)
+    for length in range(CONTEXT_LENGTH, 0, -1):
+        for level in range(_LEVELS):
+            low, high, count = _match(databases, matches, row, level, length)
+            if count <= seen[level]:
+                continue
+            seen[level] = count
+            w = weight[level, length, _count_class(count), _shape(databases, level, low, high, length)]
+            if level:
+                n = _add_suffixes(mixture, n, databases.suffixes[level - 1], low, high, length, left * w, level)
+            else:
+                n = _add_context(mixture, n, databases.context, low, left * w)
+            left *= 1.0 - w
+            if left < least:
+                return n
+    return n
+
+
+@njit(cache=True, nogil=True)
+def _offer(growth: Growth, nodes: int, waiting: int, probability: float, token: int, parent: int, level: int) -> int:
+    """Keep a candidate if it is among the likeliest that there is room for; returns how many are kept."""
+    place = nodes + waiting
+    if place == len(growth.token):
+        if probability <= growth.probability[place - 1]:
+            return waiting
+        place -= 1
+        waiting -= 1
+    while place > nodes and growth.probability[place - 1] < probability:
+        growth.probability[place] = growth.probability[place - 1]
+        growth.token[place] = growth.token[place - 1]
+        growth.parent[place] = growth.parent[place - 1]
+        growth.level[place] = growth.level[place - 1]
+        place -= 1
+    growth.probability[place] = probability
+    growth.token[place] = token
+    growth.parent[place] = parent
+    growth.level[place] = level
+    return waiting + 1
+
+
+@njit(cache=True, nogil=True)
+def _enter(databases: Databases, matches: Matches, row: int, parent: int, token: int) -> None:
+    """Make `row` the child of `parent` by `token`: its matches are the parent's, one token longer."""
+    matches.parent[row] = parent
+    matches.token[row] = token
+    longest = 0
+    for length in range(1, min(matches.longest[parent, 0] + 1, CONTEXT_LENGTH) + 1):
+        matches.handle[row, length] = step_down(databases.context, matches.handle[parent, length - 1], token)
+        if matches.handle[row, length] == NONE:
+            break
+        longest = length
+    matches.longest[row, 0] = longest
+    for level in range(1, _LEVELS):
+        matches.longest[row, level] = min(matches.longest[parent, level] + 1, SUFFIX_LENGTH)
+    matches.low[row] = _UNKNOWN
+
+
+@njit(cache=True, nogil=True)
+def grow(
+    databases: Databases,
+    matches: Matches,
+    weight: npt.NDArray[np.float64],
+    vocab_size: int,
+    max_depth: int,
+    least: npt.NDArray[np.float64],
+    mixture: Mixture,
+    growth: Growth,
+) -> int:
+    """Grow a tree best-first, node i while its probability is at least `least[i]`; returns how many nodes it has.
+
+    `growth` and `least` have one entry for each node that there is room for.
+    """
+    nodes, waiting, probability, depth = 0, 0, 1.0, 0
+    while True:
+        if depth < max_depth:  # row `nodes` is the node made last, or the text
+            cutoff = least[nodes]
+            if nodes + waiting == len(growth.token):
+                cutoff = max(cutoff, growth.probability[nodes + waiting - 1])
+            for i in range(_mix(databases, matches, nodes, weight, cutoff / probability, mixture)):
+                reached = probability * mixture.probability[i]
+                if reached >= cutoff and 0 <= mixture.token[i] < vocab_size:
+                    waiting = _offer(growth, nodes, waiting, reached, mixture.token[i], nodes - 1, mixture.level[i])
+            mixture.slot[:] = 0
+        if waiting == 0 or growth.probability[nodes] < least[nodes]:
+            return nodes
+        parent = growth.parent[nodes]
+        depth = growth.depth[parent] + 1 if parent >= 0 else 1
+        growth.depth[nodes] = depth
+        probability = growth.probability[nodes]
+        _enter(databases, matches, nodes + 1, parent + 1, growth.token[nodes])
+        nodes += 1
+        waiting -= 1
+        if nodes == len(growth.token):
+            return nodes
+
+
+@njit(cache=True, nogil=True)
+def _relative_frequency(databases: Databases, matches: Matches, level: int, handle: int, length: int, token: int) -> float:
+    """How often `token` followed a match of the text (row 0), whose ranges one token on are in row 1."""
+    if level:
+        return (matches.high[1, level, length + 1] - matches.low[1, level, length + 1]) / (
+            matches.high[0, level, length] - matches.low[0, level, length]
+        )
+    child = step_down(databases.context, handle, token)
+    if child == NONE:
+        return 0.0
+    return 1.0 if child < 0 else databases.context.count[child] / databases.context.followed[handle]
+
+
+@njit(cache=True, nogil=True)
+def _learn_weights(databases: Databases, matches: Matches, weights: Weights, token: int, unseen: float) -> None:
+    """One step of expectation-maximisation: which matches of the text foresaw that `token` follows?"""
+    index = np.empty((_LEVELS * CONTEXT_LENGTH, 4), np.int64)
+    explained = np.empty(_LEVELS * CONTEXT_LENGTH, np.float64)
+    n, left = 0, 1.0
+    seen = np.zeros(_LEVELS, np.int64)
+    for length in range(CONTEXT_LENGTH, 0, -1):
+        for level in range(_LEVELS):
+            low, high, count = _match(databases, matches, 0, level, length)
+            if count <= seen[level]:
+                continue
+            seen[level] = count
+            index[n] = (level, length, _count_class(count), _shape(databases, level, low, high, length))
+            w = weights.weight[level, length, index[n, 2], index[n, 3]]
+            explained[n] = left * w * _relative_frequency(databases, matches, level, low, length, token)
+            left *= 1.0 - w
+            n += 1
+    tail = left * unseen
+    total = tail + explained[:n].sum()
+    for i in range(n - 1, -1, -1):
+        tail += explained[i]
+        level, length, count, shape = index[i]
+        weights.taken[level, length, count, shape] += explained[i] / total
+        weights.reached[level, length, count, shape] += tail / total
+        weights.weight[level, length, count, shape] = (
+            weights.taken[level, length, count, shape] / weights.reached[level, length, count, shape]
+        )
+
+
+@njit(cache=True, nogil=True)
+def advance(
+    databases: Databases, matches: Matches, weights: Weights, token_ids: npt.NDArray[np.int32], learn: bool
+) -> None:
+    """Move row 0 on by `token_ids`, for which D_c must have room; with `learn`, fit the weights to each of them."""
+    for token in token_ids:
+        for level in range(1, _LEVELS):
+            longest = 0
+            for length in range(1, min(matches.longest[0, level], SUFFIX_LENGTH) + 2):
+                low, high = _narrowed(
+                    databases,
+                    level,
+                    matches.low[0, level, length - 1],
+                    matches.high[0, level, length - 1],
+                    length,
+                    np.int64(token),
+                )
+                matches.low[1, level, length] = low
+                matches.high[1, level, length] = high
+                if low < high and length <= SUFFIX_LENGTH:
+                    longest = length
+            matches.longest[1, level] = longest
+        if learn:
+            _learn_weights(databases, matches, weights, np.int64(token), 1.0 / 65536)
+        append(databases.context, token)
+        matches.longest[0] = matches.longest[1]
+        matches.low[0] = matches.low[1]
+        matches.high[0] = matches.high[1]
+        matches.longest[0, 0] = databases.context.sizes[2]
+        matches.handle[0] = databases.context.matches
+
+
+class HierarchyDrafter:
+    """Hierarchy Drafting with one best-first tree over any subset of the databases; with none, D_c alone.
+
+    Args:
+        vocab_size: the target's; ids at or above it are refused, and never drafted.
+        model_database: D_m, what the target has generated before.
+        statistics_database: D_s, general text.
+        learn: whether a finished request's output joins D_m, and so may be drafted for later requests.
+
+    Raises:
+        ValueError: a database of another vocabulary.
+
+    >>> drafter = HierarchyDrafter(vocab_size=100)
+    >>> session = drafter.session([5, 6, 7, 5, 6])
+    >>> session.propose(budget=2).tokens.tolist()
+    [7, 5]
+    """
+
+    uses_costs = True
+
+    def __init__(
+        self,
+        vocab_size: int,
+        model_database: ModelDatabase | None = None,
+        statistics_database: StatisticsDatabase | None = None,
+        *,
+        learn: bool = False,
+    ) -> None:
+        for database in (model_database, statistics_database):
+            if database is not None and database.vocab_size != vocab_size:
+                raise ValueError(
+                    f"the database holds a vocabulary of {database.vocab_size} tokens, the drafter {vocab_size}: "
+                    "build it with this model's tokenizer"
+                )
+        if model_database is None and learn:
+            model_database = ModelDatabase(vocab_size)
+        self.vocab_size = vocab_size
+        self.model_database = model_database
+        self.statistics_database = statistics_database
+        self.learn = learn
+        self._lock = threading.Lock()
+        self._weights = initial_weights()
+        self._tokens, self._time = 0.0, 0.0  # emitted, and the time of their steps in ordinary steps
+
+    def session(self, prompt_ids: TokenIds, costs: npt.NDArray[np.floating] | None = None) -> "HierarchySession":
+        """Start a request; see `Drafter.session`."""
+        return HierarchySession(self, prompt_ids, costs)
+
+    def _arrays(self) -> tuple[SuffixArray, SuffixArray, SuffixArray]:
+        nothing = _nothing(self.vocab_size)
+        learned, stored = nothing, nothing
+        if self.model_database is not None:
+            stored, learned = self.model_database.snapshot()
+        general = self.statistics_database
+        statistics = nothing if general is None else SuffixArray(general.tokens, general.suffixes, general.starts)
+        return learned, stored, statistics
+
+    def _start(self) -> tuple[Weights, float]:
+        with self._lock:
+            rate = self._tokens / self._time if self._time else 1.0
+            return Weights(*(values.copy() for values in self._weights)), rate
+
+    def _finish(self, taken: npt.NDArray[np.float64], reached: npt.NDArray[np.float64], rule: BudgetRule | None) -> None:
+        """Join what one request learnt; a request that ran beside it has not seen it, and adds its own."""
+        with self._lock:
+            self._weights.taken[:] += taken
+            self._weights.reached[:] += reached
+            np.divide(self._weights.taken, self._weights.reached, out=self._weights.weight)
+            if rule is not None:
+                self._tokens = _FORGET * self._tokens + rule.tokens
+                self._time = _FORGET * self._time + rule.time
+
+
+class HierarchySession:
+    """One request of a `HierarchyDrafter`."""
+
+    def __init__(
+        self, drafter: HierarchyDrafter, prompt_ids: TokenIds, costs: npt.NDArray[np.floating] | None = None
+    ) -> None:
+        self._drafter = drafter
+        prompt = check_ids(prompt_ids, drafter.vocab_size)
+        self._context = ContextDatabase(prompt[:-SUFFIX_LENGTH])
+        self._suffixes = drafter._arrays()
+        self._weights, rate = drafter._start()
+        self._taken, self._reached = self._weights.taken.copy(), self._weights.reached.copy()
+        self._rule = None if costs is None else BudgetRule(costs, rate)
+        self._matches = _allocate(2)
+        self._mixture = Mixture(
+            np.empty(_TOKENS, np.int32),
+            np.empty(_TOKENS, np.float64),
+            np.empty(_TOKENS, np.float64),
+            np.empty(_TOKENS, np.uint8),
+            np.zeros(4 * _TOKENS, np.int32),
+        )
+        self._drafted = 0
+        self._output: list[npt.NDArray[np.int32]] = []
+        self._closed = False
+        self._advance(prompt[-SUFFIX_LENGTH:], learn=False)
+
+    def propose(self, budget: int, max_depth: int = UNLIMITED) -> DraftTree:
+        """Draft at most `budget` nodes, likeliest first; with costs, no more than are worth their place."""
+        if self._rule is None:
+            least = np.full(max(budget, 0), _LEAST)
+        else:
+            least = np.maximum(self._rule.least_probabilities(max(budget, 0)), _LEAST)
+        self._drafted = 0
+        if not len(least) or max_depth < 1:
+            return DraftTree.empty()
+        if len(self._matches.token) < len(least) + 1:
+            grown = _allocate(len(least) + 1)
+            for new, old in zip(grown, self._matches, strict=True):
+                new[0] = old[0]
+            self._matches = grown
+        growth = Growth(
+            *(np.empty(len(least), dtype) for dtype in (np.int32, np.int32, np.int32, np.uint8, np.float64))
+        )
+        n = grow(
+            self._databases,
+            self._matches,
+            self._weights.weight,
+            self._drafter.vocab_size,
+            max_depth,
+            least,
+            self._mixture,
+            growth,
+        )
+        if self._rule is not None:
+            n = self._rule.choose(growth.probability[:n])
+        self._drafted = n
+        return DraftTree(
+            growth.token[:n], growth.parent[:n], _SOURCES[growth.level[:n]], growth.probability[:n], growth.depth[:n]
+        )
+
+    def extend(
+        self,
+        token_ids: TokenIds,
+        ngrams: npt.NDArray[np.integer] | None = None,
+        candidates: npt.NDArray[np.integer] | None = None,
+    ) -> None:
+        """Take in the tokens that a step emitted."""
+        ids = check_ids(token_ids, self._drafter.vocab_size)
+        if self._rule is not None:
+            self._rule.record(self._drafted, len(ids))
+        self._output.append(ids)
+        self._advance(ids, learn=True)
+
+    def close(self) -> None:
+        """End the request: what it learnt of the weights, and with `learn` its output, serve later requests."""
+        if self._closed:
+            return
+        self._closed = True
+        drafter = self._drafter
+        drafter._finish(self._weights.taken - self._taken, self._weights.reached - self._reached, self._rule)
+        if drafter.learn and drafter.model_database is not None and self._output:
+            drafter.model_database.learn(np.concatenate(self._output))
+
+    def _advance(self, ids: npt.NDArray[np.int32], learn: bool) -> None:
+        self._context.reserve(len(ids))
+        self._databases = Databases(self._context.trie, self._suffixes)
+        advance(self._databases, self._matches, self._weights, ids, learn)
+
+
+def check_ids(token_ids: TokenIds, vocab_size: int) -> npt.NDArray[np.int32]:
+    """Token ids as int32[n]; raises ValueError where one is outside the vocabulary."""
+    ids = np.asarray(token_ids)
+    if ids.ndim != 1 or (len(ids) and not np.issubdtype(ids.dtype, np.integer)):
+        raise ValueError(f"token ids must be one sequence of integers, not {ids.dtype}{list(ids.shape)}")
+    if len(ids) and (ids.min() < 0 or ids.max() >= vocab_size):
+        raise ValueError(f"token id {ids[(ids < 0) | (ids >= vocab_size)][0]} is outside the vocabulary of {vocab_size}")
+    return np.ascontiguousarray(ids, dtype=np.int32)
+
+
+def initial_weights() -> Weights:
+    """The weights before anything is learnt: higher for longer matches, more occurrences and fewer continuations."""
+    level, length, count, shape = np.ogrid[:_LEVELS, : CONTEXT_LENGTH + 1, :_COUNTS, :_SHAPES]
+    trust = np.array([0.0, 0.1, -0.2, -0.5])[level] + np.array([0.6, -0.2, -0.9])[shape]
+    weight = 1 / (1 + np.exp(-(trust - 1.9 + 0.9 * np.log2(np.maximum(length, 1)) + 0.2 * count)))
+    reached = np.full(weight.shape, _PRIOR)
+    return Weights(weight, weight * reached, reached)
+
+
+def _allocate(rows: int) -> Matches:
+    return Matches(
+        token=np.zeros(rows, np.int32),
+        parent=np.zeros(rows, np.int32),
+        longest=np.zeros((rows, _LEVELS), np.int32),
+        handle=np.zeros((rows, CONTEXT_LENGTH + 1), np.int64),
+        low=np.zeros((rows, _LEVELS, SUFFIX_LENGTH + 2), np.int64),
+        high=np.zeros((rows, _LEVELS, SUFFIX_LENGTH + 2), np.int64),
+    )
+
+
+def _nothing(vocab_size: int) -> SuffixArray:
+    dtype = np.uint16 if vocab_size + 1 <= 65536 else np.uint32
+    arrays = np.empty(0, dtype), np.empty(0, np.uint32), np.zeros(vocab_size + 2, np.uint32)
+    for array in arrays:
+        array.flags.writeable = False
+    return SuffixArray(*arrays)

@@ -1,0 +1,81 @@
+"""A suffix-sorted token array: what followed this context, how often, at any match length.
+
+`suffixes` lists the positions of `tokens` in the lexicographic order of the texts that begin there, so all occurrences
+of a context are one range of ranks, and those followed by the same token are neighbours within it. With the tokens
+`5 6 5 7 0` and separator 0:
+
+    rank      0  1    2      3    4
+    suffixes  4  0    2      1    3
+    reads     0  565… 57 0   65…  7 0
+
+The context (5) is ranks 1 to 2; narrowed by 7 it is rank 2. A longer context is its prefix's range narrowed by one more
+token, which is how a draft tree's node finds its matches from its parent's.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+
+class SuffixArray(NamedTuple):
+    """The arrays that the kernels read; all read-only, so that each kernel is compiled for one set of types.
+
+    Attributes:
+        tokens: uint16[n] or uint32[n], documents one after another, each ended by the separator.
+        suffixes: uint32[n], positions in lexicographic order of what begins there.
+        starts: uint32[vocab_size + 2], `suffixes[starts[t]:starts[t + 1]]` begin with token t.
+    """
+
+    tokens: npt.NDArray[np.unsignedinteger]
+    suffixes: npt.NDArray[np.uint32]
+    starts: npt.NDArray[np.uint32]
+
+
+@njit(cache=True, nogil=True, inline="always")
+def token_at(array: SuffixArray, rank: int, offset: int) -> int:
+    """The token `offset` places into the text at `rank`; -1 past the end, also where an index is corrupt."""
+    position = np.int64(array.suffixes[rank]) + offset
+    if position >= len(array.tokens):
+        return np.int64(-1)
+    return np.int64(array.tokens[position])
+
+
+@njit(cache=True, nogil=True)
+def occurrences(array: SuffixArray, token: int) -> tuple[int, int]:
+    """The ranks [low, high) of the texts that begin with `token`."""
+    if token < 0 or token + 1 >= len(array.starts):
+        return np.int64(0), np.int64(0)
+    n = np.int64(len(array.suffixes))
+    low = min(np.int64(array.starts[token]), n)
+    return low, max(low, min(np.int64(array.starts[token + 1]), n))
+
+
+@njit(cache=True, nogil=True)
+def narrow(array: SuffixArray, low: int, high: int, length: int, token: int) -> tuple[int, int]:
+    """Of the ranks [low, high), which share their first `length` tokens, those that go on with `token`."""
+    begin, end = low, high
+    while begin < end:
+        middle = (begin + end) >> 1
+        if token_at(array, middle, length) < token:
+            begin = middle + 1
+        else:
+            end = middle
+    if begin >= high or token_at(array, begin, length) != token:
+        return begin, begin
+    first, end = begin, high
+    # Most ranges are short: gallop to the last occurrence before halving.
+    stride = np.int64(1)
+    while begin + stride < high and token_at(array, begin + stride, length) == token:
+        begin += stride
+        stride <<= 1
+    end = min(high, begin + stride)
+    begin += 1
+    while begin < end:
+        middle = (begin + end) >> 1
+        if token_at(array, middle, length) <= token:
+            begin = middle + 1
+        else:
+            end = middle
+    return first, begin
