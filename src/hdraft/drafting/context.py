@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from hdraft.drafting.drafter import TokenIds
+from hdraft.drafting.kernel import kernel
 
 MAX_LENGTH = 12
 """The longest context looked up, in tokens."""
@@ -51,7 +51,7 @@ class ContextTrie(NamedTuple):
     sizes: npt.NDArray[np.int64]
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel
 def _slot(table: npt.NDArray[np.int32], parent: int, token: int) -> int:
     mixed = np.uint64(parent) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(token) * np.uint64(0xC2B2AE3D27D4EB4F)
     mixed ^= mixed >> np.uint64(29)
@@ -59,7 +59,7 @@ def _slot(table: npt.NDArray[np.int32], parent: int, token: int) -> int:
     return np.int64((mixed >> np.uint64(32)) & np.uint64(len(table) - 1))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _find(trie: ContextTrie, parent: int, token: int) -> int:
     """The child of `parent` that holds `token`; 0 if there is none."""
     slot = _slot(trie.table, parent, token)
@@ -70,7 +70,7 @@ def _find(trie: ContextTrie, parent: int, token: int) -> int:
         slot = (slot + 1) & (len(trie.table) - 1)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _put_first(trie: ContextTrie, parent: int, node: int) -> None:
     head = trie.first[parent]
     trie.older[node] = head
@@ -80,7 +80,7 @@ def _put_first(trie: ContextTrie, parent: int, node: int) -> None:
     trie.first[parent] = node
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _add_leaf(trie: ContextTrie, parent: int, token: int, position: int) -> None:
     node = trie.sizes[_NODES]
     trie.sizes[_NODES] = node + 1
@@ -98,7 +98,7 @@ def _add_leaf(trie: ContextTrie, parent: int, token: int, position: int) -> None
     trie.table[slot] = node
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _count_again(trie: ContextTrie, parent: int, node: int) -> None:
     trie.count[node] += 1
     trie.followed[parent] += 1
@@ -109,7 +109,7 @@ def _count_again(trie: ContextTrie, parent: int, node: int) -> None:
         _put_first(trie, parent, node)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def append(trie: ContextTrie, token: int) -> None:
     """Take in one token: every context that the text ended with is now followed by it."""
     position = trie.sizes[_TEXT]
@@ -135,7 +135,7 @@ def append(trie: ContextTrie, token: int) -> None:
     trie.sizes[_MATCH] = matched
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _append_all(trie: ContextTrie, token_ids: npt.NDArray[np.int32], begin: int) -> int:
     """Take in `token_ids[begin:]` while there is room; returns how many of `token_ids` are in."""
     for i in range(begin, len(token_ids)):
@@ -145,7 +145,7 @@ def _append_all(trie: ContextTrie, token_ids: npt.NDArray[np.int32], begin: int)
     return len(token_ids)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _fill_table(trie: ContextTrie) -> None:
     for node in range(1, trie.sizes[_NODES]):
         slot = _slot(trie.table, trie.parent[node], trie.token[node])
@@ -154,7 +154,7 @@ def _fill_table(trie: ContextTrie) -> None:
         trie.table[slot] = node
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def step_down(trie: ContextTrie, handle: int, token: int) -> int:
     """The handle of the context `handle` lengthened by `token`, or `NONE`."""
     if handle >= 0:

@@ -21,15 +21,15 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from hdraft.drafting.budget import BudgetRule
 from hdraft.drafting.context import MAX_LENGTH as CONTEXT_LENGTH
 from hdraft.drafting.context import NONE, ContextDatabase, ContextTrie, append, step_down
 from hdraft.drafting.drafter import UNLIMITED, TokenIds
+from hdraft.drafting.kernel import kernel
 from hdraft.drafting.model import ModelDatabase
 from hdraft.drafting.statistics import StatisticsDatabase
-from hdraft.drafting.suffixes import SuffixArray, narrow, occurrences, token_at
+from hdraft.drafting.suffixes import SuffixArray, narrow, occurrences
 from hdraft.drafting.tree import DraftTree, Source
 
 SUFFIX_LENGTH = 8
@@ -43,6 +43,7 @@ _PROBES = 24  # continuations looked at in a long range of suffixes
 _RECENT = 24  # children looked at of a context in D_c
 _UNKNOWN = -1
 _LEAST = 1e-4  # no node is drafted below this probability
+_UNSEEN = 1 / 65536  # the probability of a token that no match foresaw, to within an order of magnitude
 _TOKENS = 256  # the most tokens considered to follow one node
 _PRIOR = 8.0  # observations that an initial weight counts for
 _FORGET = 0.8  # of the running rate, from one request to the next
@@ -77,6 +78,8 @@ class Mixture(NamedTuple):
     share: npt.NDArray[np.float64]  # the largest contribution to it …
     level: npt.NDArray[np.uint8]  # … and whose it was
     slot: npt.NDArray[np.int32]  # hash of token -> index + 1
+    following: npt.NDArray[np.int64]  # what a range of suffixes goes on with
+    seen: npt.NDArray[np.int64]  # [levels] occurrences of the longest match yet
 
 
 class Growth(NamedTuple):
@@ -90,7 +93,7 @@ class Growth(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """The interpolation weights float64[levels, lengths, counts, shapes], each `taken` / `reached`.
+    """The interpolation weights float64[classes], each `taken` / `reached`; `_class_of` numbers the classes.
 
     `reached` is how much of the emitted tokens' probability got as far as matches of this class, `taken` how much they explained.
     """
@@ -100,17 +103,25 @@ class Weights(NamedTuple):
     reached: npt.NDArray[np.float64]
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _count_class(count: int) -> int:
+class Evidence(NamedTuple):
+    """Scratch: the matches of the text, and how much of an emitted token's probability each explains."""
+
+    match_class: npt.NDArray[np.int64]
+    explained: npt.NDArray[np.float64]
+
+
+@kernel
+def _class_of(level: int, length: int, count: int, shape: int) -> int:
+    """The class of a match; occurrences count by powers of two."""
     bits = 0
     count -= 1
     while count > 0 and bits < _COUNTS - 1:
         count >>= 1
         bits += 1
-    return bits
+    return ((level * (CONTEXT_LENGTH + 1) + length) * _COUNTS + bits) * _SHAPES + shape
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _narrowed(databases: Databases, level: int, low: int, high: int, length: int, token: int) -> tuple[int, int]:
     """The range of a context of `length` tokens that ends with `token`, from the range of the tokens before it."""
     array = databases.suffixes[level - 1]
@@ -121,7 +132,7 @@ def _narrowed(databases: Databases, level: int, low: int, high: int, length: int
     return narrow(array, low, high, length - 1, token)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _range(databases: Databases, matches: Matches, row: int, level: int, length: int) -> tuple[int, int]:
     """The range of suffixes that begin with the last `length` tokens of `row`, and with it its prefixes' in the rows above.
 
@@ -146,26 +157,39 @@ def _range(databases: Databases, matches: Matches, row: int, level: int, length:
     return low, high
 
 
-@njit(cache=True, nogil=True)
-def _shape(databases: Databases, level: int, low: int, high: int, length: int) -> int:
-    """How concentrated a match's continuations are: 0 all the same, 1 half of them so, 2 diverse.
+@kernel
+def _look(
+    array: SuffixArray, low: int, high: int, length: int, following: npt.NDArray[np.int64], probes: int
+) -> None:
+    """Fill `following[:probes]` with what follows a context at evenly spaced ranks of its range, in ascending order.
 
-    Of a range of suffixes its first, middle and last are looked at; of a context in D_c, the most recent child.
+    The positions are read first and the tokens after, so that the memory's latencies overlap.
     """
-    if level:
-        array = databases.suffixes[level - 1]
-        first, last = token_at(array, low, length), token_at(array, high - 1, length)
-        if first == last:
-            return 0
-        middle = token_at(array, (low + high) >> 1, length)
-        return 1 if middle == first or middle == last else 2
-    trie = databases.context
-    if low < 0 or trie.older[trie.first[low]] == 0:
+    for i in range(probes):
+        following[i] = array.suffixes[low + ((2 * i + 1) * (high - low)) // (2 * probes)] + np.int64(length)
+    for i in range(probes):
+        following[i] = array.tokens[following[i]] if following[i] < len(array.tokens) else -1
+
+
+@kernel
+def _suffix_shape(following: npt.NDArray[np.int64], probes: int) -> int:
+    """How concentrated continuations are: 0 all the same, 1 half of them so, 2 diverse; as their quantiles tell."""
+    first, last = following[0], following[probes - 1]
+    if first == last:
         return 0
-    return 1 if 2 * trie.count[trie.first[low]] >= trie.followed[low] else 2
+    middle = following[probes >> 1]
+    return 1 if middle == first or middle == last else 2
 
 
-@njit(cache=True, nogil=True)
+@kernel
+def _context_shape(trie: ContextTrie, handle: int) -> int:
+    """The same of a context in D_c, as its most recent continuation tells."""
+    if handle < 0 or trie.older[trie.first[handle]] == 0:
+        return 0
+    return 1 if 2 * trie.count[trie.first[handle]] >= trie.followed[handle] else 2
+
+
+@kernel
 def _match(databases: Databases, matches: Matches, row: int, level: int, length: int) -> tuple[int, int, int]:
     """A context's range (in D_c: its handle, and 0) and how often something followed it, 0 for no match."""
     if length > matches.longest[row, level]:
@@ -184,7 +208,7 @@ def _match(databases: Databases, matches: Matches, row: int, level: int, length:
     return handle, np.int64(0), np.int64(~handle + 1 < trie.sizes[0])
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _add(mixture: Mixture, n: int, token: int, share: float, level: int) -> int:
     """Add `share` to the probability of `token`; returns how many tokens the mixture holds."""
     slot = (token * 40503) & (len(mixture.slot) - 1)
@@ -208,7 +232,7 @@ def _add(mixture: Mixture, n: int, token: int, share: float, level: int) -> int:
         slot = (slot + 1) & (len(mixture.slot) - 1)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _add_context(mixture: Mixture, n: int, trie: ContextTrie, handle: int, share: float) -> int:
     """Add what followed a context in D_c, most recent first."""
     if handle < 0:
@@ -222,41 +246,38 @@ def _add_context(mixture: Mixture, n: int, trie: ContextTrie, handle: int, share
     return n
 
 
-@njit(cache=True, nogil=True)
-def _add_suffixes(
-    mixture: Mixture, n: int, array: SuffixArray, low: int, high: int, length: int, share: float, level: int
-) -> int:
-    """Add what followed a context in a suffix array: every continuation, or evenly spaced ones of a long range."""
-    probes = min(high - low, _PROBES)
+@kernel
+def _add_suffixes(mixture: Mixture, n: int, probes: int, share: float, level: int) -> int:
+    """Add what followed a context in a suffix array: `mixture.following[:probes]`, in which equals are neighbours."""
     share /= probes
-    token, run = token_at(array, low, length), 0
-    for probe in range(probes):
-        following = token_at(array, low + ((2 * probe + 1) * (high - low)) // (2 * probes), length)
-        if following != token:
-            if run:
-                n = _add(mixture, n, token, share * run, level)
-            token, run = following, 0
-        run += 1
-    return _add(mixture, n, token, share * run, level)
+    begin = 0
+    for end in range(1, probes + 1):
+        if end == probes or mixture.following[end] != mixture.following[begin]:
+            n = _add(mixture, n, mixture.following[begin], share * (end - begin), level)
+            begin = end
+    return n
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _mix(
     databases: Databases, matches: Matches, row: int, weight: npt.NDArray[np.float64], least: float, mixture: Mixture
 ) -> int:
     """Fill `mixture` with what may follow `row`, until less than `least` of the probability is left; returns its size."""
     n, left = 0, 1.0
-    seen = np.zeros(_LEVELS, np.int64)
+    mixture.seen[:] = 0
     for length in range(CONTEXT_LENGTH, 0, -1):
         for level in range(_LEVELS):
             low, high, count = _match(databases, matches, row, level, length)
-            if count <= seen[level]:
+            if count <= mixture.seen[level]:
                 continue
-            seen[level] = count
-            w = weight[level, length, _count_class(count), _shape(databases, level, low, high, length)]
+            mixture.seen[level] = count
             if level:
-                n = _add_suffixes(mixture, n, databases.suffixes[level - 1], low, high, length, left * w, level)
+                probes = min(count, _PROBES)
+                _look(databases.suffixes[level - 1], low, high, length, mixture.following, probes)
+                w = weight[_class_of(level, length, count, _suffix_shape(mixture.following, probes))]
+                n = _add_suffixes(mixture, n, probes, left * w, level)
             else:
+                w = weight[_class_of(0, length, count, _context_shape(databases.context, low))]
                 n = _add_context(mixture, n, databases.context, low, left * w)
             left *= 1.0 - w
             if left < least:
@@ -264,7 +285,7 @@ def _mix(
     return n
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _offer(growth: Growth, nodes: int, waiting: int, probability: float, token: int, parent: int, level: int) -> int:
     """Keep a candidate if it is among the likeliest that there is room for; returns how many are kept."""
     place = nodes + waiting
@@ -286,7 +307,7 @@ def _offer(growth: Growth, nodes: int, waiting: int, probability: float, token: 
     return waiting + 1
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _enter(databases: Databases, matches: Matches, row: int, parent: int, token: int) -> None:
     """Make `row` the child of `parent` by `token`: its matches are the parent's, one token longer."""
     matches.parent[row] = parent
@@ -303,7 +324,7 @@ def _enter(databases: Databases, matches: Matches, row: int, parent: int, token:
     matches.low[row] = _UNKNOWN
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def grow(
     databases: Databases,
     matches: Matches,
@@ -342,7 +363,7 @@ def grow(
             return nodes
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _relative_frequency(databases: Databases, matches: Matches, level: int, handle: int, length: int, token: int) -> float:
     """How often `token` followed a match of the text (row 0), whose ranges one token on are in row 1."""
     if level:
@@ -355,66 +376,80 @@ def _relative_frequency(databases: Databases, matches: Matches, level: int, hand
     return 1.0 if child < 0 else databases.context.count[child] / databases.context.followed[handle]
 
 
-@njit(cache=True, nogil=True)
-def _learn_weights(databases: Databases, matches: Matches, weights: Weights, token: int, unseen: float) -> None:
+@kernel
+def _learn_weights(
+    databases: Databases, matches: Matches, weights: Weights, mixture: Mixture, evidence: Evidence, token: int
+) -> None:
     """One step of expectation-maximisation: which matches of the text foresaw that `token` follows?"""
-    index = np.empty((_LEVELS * CONTEXT_LENGTH, 4), np.int64)
-    explained = np.empty(_LEVELS * CONTEXT_LENGTH, np.float64)
     n, left = 0, 1.0
-    seen = np.zeros(_LEVELS, np.int64)
+    mixture.seen[:] = 0
     for length in range(CONTEXT_LENGTH, 0, -1):
         for level in range(_LEVELS):
             low, high, count = _match(databases, matches, 0, level, length)
-            if count <= seen[level]:
+            if count <= mixture.seen[level]:
                 continue
-            seen[level] = count
-            index[n] = (level, length, _count_class(count), _shape(databases, level, low, high, length))
-            w = weights.weight[level, length, index[n, 2], index[n, 3]]
-            explained[n] = left * w * _relative_frequency(databases, matches, level, low, length, token)
-            left *= 1.0 - w
+            mixture.seen[level] = count
+            if level:
+                probes = min(count, _PROBES)
+                _look(databases.suffixes[level - 1], low, high, length, mixture.following, probes)
+                shape = _suffix_shape(mixture.following, probes)
+            else:
+                shape = _context_shape(databases.context, low)
+            index = _class_of(level, length, count, shape)
+            weight = weights.weight[index]
+            evidence.match_class[n] = index
+            evidence.explained[n] = (
+                left * weight * _relative_frequency(databases, matches, level, low, length, token)
+            )
+            left *= 1.0 - weight
             n += 1
-    tail = left * unseen
-    total = tail + explained[:n].sum()
+    total = beyond = left * _UNSEEN
+    for i in range(n):
+        total += evidence.explained[i]
     for i in range(n - 1, -1, -1):
-        tail += explained[i]
-        level, length, count, shape = index[i]
-        weights.taken[level, length, count, shape] += explained[i] / total
-        weights.reached[level, length, count, shape] += tail / total
-        weights.weight[level, length, count, shape] = (
-            weights.taken[level, length, count, shape] / weights.reached[level, length, count, shape]
-        )
+        index = evidence.match_class[i]
+        beyond += evidence.explained[i]
+        weights.taken[index] += evidence.explained[i] / total
+        weights.reached[index] += beyond / total
+        weights.weight[index] = weights.taken[index] / weights.reached[index]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def advance(
-    databases: Databases, matches: Matches, weights: Weights, token_ids: npt.NDArray[np.int32], learn: bool
+    databases: Databases,
+    matches: Matches,
+    weights: Weights,
+    mixture: Mixture,
+    evidence: Evidence,
+    token_ids: npt.NDArray[np.int32],
+    learn: bool,
 ) -> None:
-    """Move row 0 on by `token_ids`, for which D_c must have room; with `learn`, fit the weights to each of them."""
-    for token in token_ids:
+    """Move row 0 on by `token_ids`, for which D_c must have room; with `learn`, fit the weights to each of them.
+
+    Row 1 is used for the ranges one token on.
+    """
+    for i in range(len(token_ids)):
+        token = np.int64(token_ids[i])
+        for level in range(1, _LEVELS):
+            for length in range(1, min(matches.longest[0, level], SUFFIX_LENGTH) + 2):
+                low, high = matches.low[0, level, length - 1], matches.high[0, level, length - 1]
+                low, high = _narrowed(databases, level, low, high, length, token)
+                matches.low[1, level, length] = low
+                matches.high[1, level, length] = high
+        if learn:
+            _learn_weights(databases, matches, weights, mixture, evidence, token)
+        append(databases.context, token)
         for level in range(1, _LEVELS):
             longest = 0
             for length in range(1, min(matches.longest[0, level], SUFFIX_LENGTH) + 2):
-                low, high = _narrowed(
-                    databases,
-                    level,
-                    matches.low[0, level, length - 1],
-                    matches.high[0, level, length - 1],
-                    length,
-                    np.int64(token),
-                )
-                matches.low[1, level, length] = low
-                matches.high[1, level, length] = high
-                if low < high and length <= SUFFIX_LENGTH:
+                matches.low[0, level, length] = matches.low[1, level, length]
+                matches.high[0, level, length] = matches.high[1, level, length]
+                if length <= SUFFIX_LENGTH and matches.low[1, level, length] < matches.high[1, level, length]:
                     longest = length
-            matches.longest[1, level] = longest
-        if learn:
-            _learn_weights(databases, matches, weights, np.int64(token), 1.0 / 65536)
-        append(databases.context, token)
-        matches.longest[0] = matches.longest[1]
-        matches.low[0] = matches.low[1]
-        matches.high[0] = matches.high[1]
+            matches.longest[0, level] = longest
         matches.longest[0, 0] = databases.context.sizes[2]
-        matches.handle[0] = databases.context.matches
+        for length in range(1, CONTEXT_LENGTH + 1):
+            matches.handle[0, length] = databases.context.matches[length]
 
 
 class HierarchyDrafter:
@@ -510,7 +545,10 @@ class HierarchySession:
             np.empty(_TOKENS, np.float64),
             np.empty(_TOKENS, np.uint8),
             np.zeros(4 * _TOKENS, np.int32),
+            np.empty(_PROBES, np.int64),
+            np.empty(_LEVELS, np.int64),
         )
+        self._evidence = Evidence(np.empty(_LEVELS * CONTEXT_LENGTH, np.int64), np.empty(_LEVELS * CONTEXT_LENGTH))
         self._drafted = 0
         self._output: list[npt.NDArray[np.int32]] = []
         self._closed = False
@@ -576,7 +614,7 @@ class HierarchySession:
     def _advance(self, ids: npt.NDArray[np.int32], learn: bool) -> None:
         self._context.reserve(len(ids))
         self._databases = Databases(self._context.trie, self._suffixes)
-        advance(self._databases, self._matches, self._weights, ids, learn)
+        advance(self._databases, self._matches, self._weights, self._mixture, self._evidence, ids, learn)
 
 
 def check_ids(token_ids: TokenIds, vocab_size: int) -> npt.NDArray[np.int32]:
@@ -593,7 +631,7 @@ def initial_weights() -> Weights:
     """The weights before anything is learnt: higher for longer matches, more occurrences and fewer continuations."""
     level, length, count, shape = np.ogrid[:_LEVELS, : CONTEXT_LENGTH + 1, :_COUNTS, :_SHAPES]
     trust = np.array([0.0, 0.1, -0.2, -0.5])[level] + np.array([0.6, -0.2, -0.9])[shape]
-    weight = 1 / (1 + np.exp(-(trust - 1.9 + 0.9 * np.log2(np.maximum(length, 1)) + 0.2 * count)))
+    weight = (1 / (1 + np.exp(-(trust - 1.9 + 0.9 * np.log2(np.maximum(length, 1)) + 0.2 * count)))).ravel()
     reached = np.full(weight.shape, _PRIOR)
     return Weights(weight, weight * reached, reached)
 

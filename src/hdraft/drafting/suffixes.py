@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from hdraft.drafting.kernel import kernel
 
 class SuffixArray(NamedTuple):
     """The arrays that the kernels read; all read-only, so that each kernel is compiled for one set of types.
@@ -33,7 +33,7 @@ class SuffixArray(NamedTuple):
     starts: npt.NDArray[np.uint32]
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel
 def token_at(array: SuffixArray, rank: int, offset: int) -> int:
     """The token `offset` places into the text at `rank`; -1 past the end, also where an index is corrupt."""
     position = np.int64(array.suffixes[rank]) + offset
@@ -42,7 +42,7 @@ def token_at(array: SuffixArray, rank: int, offset: int) -> int:
     return np.int64(array.tokens[position])
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def occurrences(array: SuffixArray, token: int) -> tuple[int, int]:
     """The ranks [low, high) of the texts that begin with `token`."""
     if token < 0 or token + 1 >= len(array.starts):
@@ -52,7 +52,7 @@ def occurrences(array: SuffixArray, token: int) -> tuple[int, int]:
     return low, max(low, min(np.int64(array.starts[token + 1]), n))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def narrow(array: SuffixArray, low: int, high: int, length: int, token: int) -> tuple[int, int]:
     """Of the ranks [low, high), which share their first `length` tokens, those that go on with `token`."""
     begin, end = low, high
