@@ -1,8 +1,9 @@
 """How much to draft: a node is worth its place while its probability exceeds what its place costs at the going rate.
 
-To emit the most tokens a second in the long run, a step should maximise (the tokens it is expected to emit) - rho * (its
-time), with rho the running rate in tokens a second; maximising the ratio of each step alone would under-draft the easy
-ones. With costs [1.0, 1.1, 1.2, 2.0] of a step over 0 to 3 draft tokens, rho = 1 and nodes of probability 0.8, 0.5, 0.3:
+To emit the most tokens a second in the long run, a step should maximise (the tokens it is expected to emit) -
+rho * (its time), with rho the running rate in tokens a second; maximising the ratio of each step alone would draft too
+little where it is easy. With costs [1.0, 1.1, 1.2, 2.0] of a step over 0 to 3 draft tokens, rho = 1 and nodes of
+probability 0.8, 0.5 and 0.3:
 
     n                      0     1     2     3
     sum p - rho * cost   -1.0  -0.3   0.1  -0.4        -> draft 2

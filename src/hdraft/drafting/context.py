@@ -1,8 +1,8 @@
 """D_c, the context-dependent database: a counting trie of this request's own text, built as the text grows.
 
-Every n-gram of up to `MAX_LENGTH` + 1 tokens is a path from the root; its node counts how often it occurred. A context that
-occurred once stays a leaf that points into the text, and is opened at its second occurrence, so that novel text costs a
-few nodes a token. Children are kept most recent first. After `1 2 1 3 1`:
+Every n-gram of up to `MAX_LENGTH` + 1 tokens is a path from the root; its node counts how often it occurred. A context
+that occurred once stays a leaf that points into the text, and is opened at its second occurrence, so that novel text
+costs a few nodes a token. Children are kept most recent first. After `1 2 1 3 1`:
 
     root ── 1 (3 times) ── 3, 2 (once each)
          ── 2 (a leaf: its continuation is the text after position 1)
@@ -40,7 +40,7 @@ class ContextTrie(NamedTuple):
     text: npt.NDArray[np.int32]
     token: npt.NDArray[np.int32]  # [nodes] the n-gram's last token
     parent: npt.NDArray[np.int32]  # [nodes]
-    count: npt.NDArray[np.int32]  # [nodes] occurrences of the n-gram
+    occurred: npt.NDArray[np.int32]  # [nodes] occurrences of the n-gram
     followed: npt.NDArray[np.int32]  # [nodes] occurrences that a token followed: the sum of the children's counts
     position: npt.NDArray[np.int32]  # [nodes] where the n-gram's latest occurrence ends
     first: npt.NDArray[np.int32]  # [nodes] most recent child, 0: none
@@ -48,7 +48,7 @@ class ContextTrie(NamedTuple):
     newer: npt.NDArray[np.int32]  # [nodes] previous sibling, 0: none
     table: npt.NDArray[np.int32]  # [2**m] open-addressing hash of (parent, token) -> node, 0: free
     matches: npt.NDArray[np.int32]  # [MAX_LENGTH + 1] the node of the text's last k tokens, k up to sizes[_MATCH]
-    sizes: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int32]
 
 
 @kernel
@@ -56,7 +56,7 @@ def _slot(table: npt.NDArray[np.int32], parent: int, token: int) -> int:
     mixed = np.uint64(parent) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(token) * np.uint64(0xC2B2AE3D27D4EB4F)
     mixed ^= mixed >> np.uint64(29)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    return np.int64((mixed >> np.uint64(32)) & np.uint64(len(table) - 1))
+    return int(np.int64((mixed >> np.uint64(32)) & np.uint64(len(table) - 1)))
 
 
 @kernel
@@ -66,7 +66,7 @@ def _find(trie: ContextTrie, parent: int, token: int) -> int:
     while True:
         node = trie.table[slot]
         if node == 0 or (trie.parent[node] == parent and trie.token[node] == token):
-            return np.int64(node)
+            return int(node)
         slot = (slot + 1) & (len(trie.table) - 1)
 
 
@@ -86,7 +86,7 @@ def _add_leaf(trie: ContextTrie, parent: int, token: int, position: int) -> None
     trie.sizes[_NODES] = node + 1
     trie.token[node] = token
     trie.parent[node] = parent
-    trie.count[node] = 1
+    trie.occurred[node] = 1
     trie.followed[node] = 0
     trie.position[node] = position
     trie.first[node] = 0
@@ -100,7 +100,7 @@ def _add_leaf(trie: ContextTrie, parent: int, token: int, position: int) -> None
 
 @kernel
 def _count_again(trie: ContextTrie, parent: int, node: int) -> None:
-    trie.count[node] += 1
+    trie.occurred[node] += 1
     trie.followed[parent] += 1
     if trie.newer[node]:  # move to the front
         trie.older[trie.newer[node]] = trie.older[node]
@@ -115,7 +115,7 @@ def append(trie: ContextTrie, token: int) -> None:
     position = trie.sizes[_TEXT]
     trie.text[position] = token
     trie.sizes[_TEXT] = position + 1
-    matched = np.int64(0)
+    matched = 0
     context = _ROOT
     for length in range(trie.sizes[_MATCH] + 1):
         node = _find(trie, context, token)
@@ -125,7 +125,7 @@ def append(trie: ContextTrie, token: int) -> None:
         else:
             _count_again(trie, context, node)
             if length < MAX_LENGTH:
-                if trie.count[node] == 2:  # no leaf any more: what followed its first occurrence becomes a child
+                if trie.occurred[node] == 2:  # no leaf any more: what followed its first occurrence becomes a child
                     after = trie.position[node] + 1
                     _add_leaf(trie, node, trie.text[after], after)
                 matched = length + 1
@@ -158,16 +158,16 @@ def _fill_table(trie: ContextTrie) -> None:
 def step_down(trie: ContextTrie, handle: int, token: int) -> int:
     """The handle of the context `handle` lengthened by `token`, or `NONE`."""
     if handle >= 0:
-        if trie.count[handle] > 1:
+        if trie.occurred[handle] > 1:
             child = _find(trie, handle, token)
-            return child if child else np.int64(NONE)
-        position = np.int64(trie.position[handle])
+            return child if child else int(NONE)
+        position = int(trie.position[handle])
     else:
         position = ~handle
     position += 1
     if position < trie.sizes[_TEXT] and trie.text[position] == token:
         return ~position
-    return np.int64(NONE)
+    return int(NONE)
 
 
 class ContextDatabase:
@@ -177,7 +177,7 @@ class ContextDatabase:
         room = max(256, 2 * len(token_ids))
         self.trie = _allocate(room, 2 * room)
         self.trie.sizes[_NODES] = 1
-        self.trie.count[_ROOT] = 2  # no leaf
+        self.trie.occurred[_ROOT] = 2  # no leaf
         self.extend(token_ids)
 
     def __len__(self) -> int:
@@ -211,13 +211,5 @@ class ContextDatabase:
 
 def _allocate(text: int, nodes: int) -> ContextTrie:
     slots = 1 << (2 * nodes - 1).bit_length()  # at most half full
-    arrays = [np.empty(nodes, np.int32) for _ in range(8)]
-    for array in arrays:
-        array[0] = 0
-    return ContextTrie(
-        np.empty(text, np.int32),
-        *arrays,
-        table=np.zeros(slots, np.int32),
-        matches=np.zeros(MAX_LENGTH + 1, np.int32),
-        sizes=np.zeros(3, np.int64),
-    )
+    lengths = [text, *[nodes] * 8, slots, MAX_LENGTH + 1, 3]
+    return ContextTrie(*(np.zeros(length, np.int32) for length in lengths))

@@ -65,6 +65,23 @@ class Drafter(Protocol):
         Args:
             prompt_ids: the request's prompt, which may be empty.
             costs: float[m], the time of a step over 0, 1, 2, … draft tokens in any unit, as measured by the engine. A
-                drafter that chooses how much to draft weighs probability against it; without it, it drafts to its budget.
+                drafter that chooses how much to draft weighs probability against it; without it, it drafts to its
+                budget.
         """
         ...
+
+
+def check_ids(token_ids: TokenIds, vocab_size: int) -> npt.NDArray[np.int32]:
+    """Token ids as int32[n].
+
+    Raises:
+        ValueError: they are not one sequence of integers, or one is outside the vocabulary.
+    """
+    ids = np.asarray(token_ids)
+    if ids.ndim != 1 or (len(ids) and not np.issubdtype(ids.dtype, np.integer)):
+        raise ValueError(f"token ids must be one sequence of integers, not {ids.dtype}{list(ids.shape)}")
+    if len(ids) and (ids.min() < 0 or ids.max() >= vocab_size):
+        raise ValueError(
+            f"token id {ids[(ids < 0) | (ids >= vocab_size)][0]} is outside the vocabulary of {vocab_size}"
+        )
+    return np.ascontiguousarray(ids, dtype=np.int32)

@@ -1,19 +1,19 @@
 """The adaptive hierarchy: one draft tree, grown best-first over all databases at once.
 
 The published method fills a fixed number of sequences, database after database. Here the next node is always the one
-with the highest estimated probability, whichever database it comes from. To estimate what follows a node, its context is
-looked up in every database at every match length, from the longest match to the shortest and at each length from the
-highest temporal locality to the lowest (D_c, finished requests, D_m, D_s). Each match gives its relative frequencies, and
-takes a share of the probability that the matches before it left (Jelinek-Mercer interpolation):
+with the highest estimated probability, whichever database it comes from. To estimate what follows a node, its context
+is looked up in every database at every match length, from the longest match to the shortest and at each length from the
+highest temporal locality to the lowest (D_c, finished requests, D_m, D_s). Each match gives its relative frequencies,
+and takes a share of the probability that the matches before it left (Jelinek-Mercer interpolation):
 
     p(token) = w1 f1(token) + (1 - w1) w2 f2(token) + (1 - w1)(1 - w2) w3 f3(token) + …
 
 A shorter match with as many occurrences as the longer one before it says nothing new and is passed over. The weights
-depend on (database, match length, number of occurrences, how concentrated their continuations are), and are learnt online by
-expectation-maximisation from every token that the target emits.
+depend on (database, match length, number of occurrences, how concentrated their continuations are), and are learnt
+online by expectation-maximisation from every token that the target emits.
 
-A path's probability is the product of its nodes'. A child's matches are its parent's, narrowed by one token, so nothing is
-searched for twice, and only as far down the hierarchy as what is left there could still make a node.
+A path's probability is the product of its nodes'. A child's matches are its parent's, narrowed by one token, so nothing
+is searched for twice, and only as far down the hierarchy as what is left there could still make a node.
 """
 
 import threading
@@ -25,7 +25,7 @@ import numpy.typing as npt
 from hdraft.drafting.budget import BudgetRule
 from hdraft.drafting.context import MAX_LENGTH as CONTEXT_LENGTH
 from hdraft.drafting.context import NONE, ContextDatabase, ContextTrie, append, step_down
-from hdraft.drafting.drafter import UNLIMITED, TokenIds
+from hdraft.drafting.drafter import UNLIMITED, TokenIds, check_ids
 from hdraft.drafting.kernel import kernel
 from hdraft.drafting.model import ModelDatabase
 from hdraft.drafting.statistics import StatisticsDatabase
@@ -54,19 +54,21 @@ class Databases(NamedTuple):
 
     context: ContextTrie
     suffixes: tuple[SuffixArray, SuffixArray, SuffixArray]  # finished requests, stored D_m, D_s
+    separators: npt.NDArray[np.int64]  # [levels] what ends a document: no context goes beyond it
 
 
 class Matches(NamedTuple):
     """The matches of each row's context: row 0 is the text so far, row i + 1 the tree's node i.
 
-    A length above `longest` has no match. Below row 0, ranges of suffixes are found when they are first needed.
+    A length above `longest` has no match. Below row 0, ranges of suffixes are found when they are first needed; until
+    then they are `_UNKNOWN`.
     """
 
     token: npt.NDArray[np.int32]  # [rows]
     parent: npt.NDArray[np.int32]  # [rows]
     longest: npt.NDArray[np.int32]  # [rows, levels]
     handle: npt.NDArray[np.int64]  # [rows, 1 + CONTEXT_LENGTH] contexts in D_c, by length
-    low: npt.NDArray[np.int64]  # [rows, levels, 2 + SUFFIX_LENGTH] ranges of suffixes, by length; _UNKNOWN: not looked up
+    low: npt.NDArray[np.int64]  # [rows, levels, 2 + SUFFIX_LENGTH] ranges of suffixes, by length
     high: npt.NDArray[np.int64]
 
 
@@ -83,7 +85,7 @@ class Mixture(NamedTuple):
 
 
 class Growth(NamedTuple):
-    """A tree while it grows: first its nodes in the order of their probability, then the likeliest candidates in theirs."""
+    """A tree while it grows: its nodes, likeliest first, and after them the candidates for its next one, likewise."""
 
     token: npt.NDArray[np.int32]
     parent: npt.NDArray[np.int32]
@@ -95,7 +97,8 @@ class Growth(NamedTuple):
 class Weights(NamedTuple):
     """The interpolation weights float64[classes], each `taken` / `reached`; `_class_of` numbers the classes.
 
-    `reached` is how much of the emitted tokens' probability got as far as matches of this class, `taken` how much they explained.
+    `reached` is how much of the emitted tokens' probability got as far as matches of this class, `taken` how much of it
+    they explained.
     """
 
     weight: npt.NDArray[np.float64]
@@ -125,6 +128,8 @@ def _class_of(level: int, length: int, count: int, shape: int) -> int:
 def _narrowed(databases: Databases, level: int, low: int, high: int, length: int, token: int) -> tuple[int, int]:
     """The range of a context of `length` tokens that ends with `token`, from the range of the tokens before it."""
     array = databases.suffixes[level - 1]
+    if token == databases.separators[level]:
+        return 0, 0
     if length == 1:
         return occurrences(array, token)
     if low >= high:
@@ -134,39 +139,37 @@ def _narrowed(databases: Databases, level: int, low: int, high: int, length: int
 
 @kernel
 def _range(databases: Databases, matches: Matches, row: int, level: int, length: int) -> tuple[int, int]:
-    """The range of suffixes that begin with the last `length` tokens of `row`, and with it its prefixes' in the rows above.
+    """The range of suffixes that begin with the last `length` tokens of `row`; its prefixes' are found on the way.
 
     Written without recursion: Numba's cache of compiled code does not survive it.
     """
     above, up = row, 0
     while up + 1 < length and matches.low[above, level, length - up] == _UNKNOWN:
-        above = np.int64(matches.parent[above])
+        above = int(matches.parent[above])
         up += 1
         if matches.longest[above, level] < length - up:
-            return np.int64(0), np.int64(0)
+            return 0, 0
     low, high = matches.low[above, level, length - up], matches.high[above, level, length - up]
     while up > 0 or low == _UNKNOWN:
         if low != _UNKNOWN:
             up -= 1
             above = row
             for _ in range(up):
-                above = np.int64(matches.parent[above])
-        low, high = _narrowed(databases, level, low, high, length - up, np.int64(matches.token[above]))
+                above = int(matches.parent[above])
+        low, high = _narrowed(databases, level, low, high, length - up, int(matches.token[above]))
         matches.low[above, level, length - up] = low
         matches.high[above, level, length - up] = high
     return low, high
 
 
 @kernel
-def _look(
-    array: SuffixArray, low: int, high: int, length: int, following: npt.NDArray[np.int64], probes: int
-) -> None:
+def _look(array: SuffixArray, low: int, high: int, length: int, following: npt.NDArray[np.int64], probes: int) -> None:
     """Fill `following[:probes]` with what follows a context at evenly spaced ranks of its range, in ascending order.
 
     The positions are read first and the tokens after, so that the memory's latencies overlap.
     """
     for i in range(probes):
-        following[i] = array.suffixes[low + ((2 * i + 1) * (high - low)) // (2 * probes)] + np.int64(length)
+        following[i] = array.suffixes[low + ((2 * i + 1) * (high - low)) // (2 * probes)] + int(length)
     for i in range(probes):
         following[i] = array.tokens[following[i]] if following[i] < len(array.tokens) else -1
 
@@ -178,7 +181,7 @@ def _suffix_shape(following: npt.NDArray[np.int64], probes: int) -> int:
     if first == last:
         return 0
     middle = following[probes >> 1]
-    return 1 if middle == first or middle == last else 2
+    return 1 if middle in (first, last) else 2
 
 
 @kernel
@@ -186,14 +189,14 @@ def _context_shape(trie: ContextTrie, handle: int) -> int:
     """The same of a context in D_c, as its most recent continuation tells."""
     if handle < 0 or trie.older[trie.first[handle]] == 0:
         return 0
-    return 1 if 2 * trie.count[trie.first[handle]] >= trie.followed[handle] else 2
+    return 1 if 2 * trie.occurred[trie.first[handle]] >= trie.followed[handle] else 2
 
 
 @kernel
 def _match(databases: Databases, matches: Matches, row: int, level: int, length: int) -> tuple[int, int, int]:
     """A context's range (in D_c: its handle, and 0) and how often something followed it, 0 for no match."""
     if length > matches.longest[row, level]:
-        return np.int64(0), np.int64(0), np.int64(0)
+        return 0, 0, 0
     if level:
         low, high = _range(databases, matches, row, level, length)
         if low == high:
@@ -201,11 +204,11 @@ def _match(databases: Databases, matches: Matches, row: int, level: int, length:
         return low, high, high - low
     trie = databases.context
     handle = matches.handle[row, length]
-    if handle >= 0 and trie.count[handle] == 1:
-        handle = ~np.int64(trie.position[handle])
+    if handle >= 0 and trie.occurred[handle] == 1:
+        handle = ~int(trie.position[handle])
     if handle >= 0:
-        return handle, np.int64(0), np.int64(trie.followed[handle])
-    return handle, np.int64(0), np.int64(~handle + 1 < trie.sizes[0])
+        return handle, 0, int(trie.followed[handle])
+    return handle, 0, int(~handle + 1 < trie.sizes[0])
 
 
 @kernel
@@ -236,12 +239,12 @@ def _add(mixture: Mixture, n: int, token: int, share: float, level: int) -> int:
 def _add_context(mixture: Mixture, n: int, trie: ContextTrie, handle: int, share: float) -> int:
     """Add what followed a context in D_c, most recent first."""
     if handle < 0:
-        return _add(mixture, n, np.int64(trie.text[~handle + 1]), share, 0)
+        return _add(mixture, n, int(trie.text[~handle + 1]), share, 0)
     share /= trie.followed[handle]
-    child, seen = np.int64(trie.first[handle]), 0
+    child, seen = int(trie.first[handle]), 0
     while child and seen < _RECENT:
-        n = _add(mixture, n, np.int64(trie.token[child]), share * trie.count[child], 0)
-        child = np.int64(trie.older[child])
+        n = _add(mixture, n, int(trie.token[child]), share * trie.occurred[child], 0)
+        child = int(trie.older[child])
         seen += 1
     return n
 
@@ -262,7 +265,7 @@ def _add_suffixes(mixture: Mixture, n: int, probes: int, share: float, level: in
 def _mix(
     databases: Databases, matches: Matches, row: int, weight: npt.NDArray[np.float64], least: float, mixture: Mixture
 ) -> int:
-    """Fill `mixture` with what may follow `row`, until less than `least` of the probability is left; returns its size."""
+    """Fill `mixture` with what may follow `row`, until less than `least` of it is left; returns how many tokens."""
     n, left = 0, 1.0
     mixture.seen[:] = 0
     for length in range(CONTEXT_LENGTH, 0, -1):
@@ -364,16 +367,17 @@ def grow(
 
 
 @kernel
-def _relative_frequency(databases: Databases, matches: Matches, level: int, handle: int, length: int, token: int) -> float:
+def _relative_frequency(
+    databases: Databases, matches: Matches, level: int, handle: int, length: int, token: int
+) -> float:
     """How often `token` followed a match of the text (row 0), whose ranges one token on are in row 1."""
     if level:
-        return (matches.high[1, level, length + 1] - matches.low[1, level, length + 1]) / (
-            matches.high[0, level, length] - matches.low[0, level, length]
-        )
+        followed = matches.high[1, level, length + 1] - matches.low[1, level, length + 1]
+        return float(followed / (matches.high[0, level, length] - matches.low[0, level, length]))
     child = step_down(databases.context, handle, token)
-    if child == NONE:
-        return 0.0
-    return 1.0 if child < 0 else databases.context.count[child] / databases.context.followed[handle]
+    if child < 0:
+        return 0.0 if child == NONE else 1.0
+    return float(databases.context.occurred[child] / databases.context.followed[handle])
 
 
 @kernel
@@ -398,9 +402,7 @@ def _learn_weights(
             index = _class_of(level, length, count, shape)
             weight = weights.weight[index]
             evidence.match_class[n] = index
-            evidence.explained[n] = (
-                left * weight * _relative_frequency(databases, matches, level, low, length, token)
-            )
+            evidence.explained[n] = left * weight * _relative_frequency(databases, matches, level, low, length, token)
             left *= 1.0 - weight
             n += 1
     total = beyond = left * _UNSEEN
@@ -429,7 +431,7 @@ def advance(
     Row 1 is used for the ranges one token on.
     """
     for i in range(len(token_ids)):
-        token = np.int64(token_ids[i])
+        token = int(token_ids[i])
         for level in range(1, _LEVELS):
             for length in range(1, min(matches.longest[0, level], SUFFIX_LENGTH) + 2):
                 low, high = matches.low[0, level, length - 1], matches.high[0, level, length - 1]
@@ -492,6 +494,12 @@ class HierarchyDrafter:
         self.model_database = model_database
         self.statistics_database = statistics_database
         self.learn = learn
+        self._nothing = ModelDatabase(vocab_size).snapshot()[0]
+        self._separators = np.full(_LEVELS, vocab_size, np.int64)
+        if model_database is not None:
+            self._separators[1:3] = model_database.separator
+        if statistics_database is not None:
+            self._separators[3] = statistics_database.separator
         self._lock = threading.Lock()
         self._weights = initial_weights()
         self._tokens, self._time = 0.0, 0.0  # emitted, and the time of their steps in ordinary steps
@@ -501,12 +509,11 @@ class HierarchyDrafter:
         return HierarchySession(self, prompt_ids, costs)
 
     def _arrays(self) -> tuple[SuffixArray, SuffixArray, SuffixArray]:
-        nothing = _nothing(self.vocab_size)
-        learned, stored = nothing, nothing
+        learned, stored, statistics = self._nothing, self._nothing, self._nothing
         if self.model_database is not None:
             stored, learned = self.model_database.snapshot()
-        general = self.statistics_database
-        statistics = nothing if general is None else SuffixArray(general.tokens, general.suffixes, general.starts)
+        if (general := self.statistics_database) is not None:
+            statistics = SuffixArray(general.tokens, general.suffixes, general.starts)
         return learned, stored, statistics
 
     def _start(self) -> tuple[Weights, float]:
@@ -514,7 +521,9 @@ class HierarchyDrafter:
             rate = self._tokens / self._time if self._time else 1.0
             return Weights(*(values.copy() for values in self._weights)), rate
 
-    def _finish(self, taken: npt.NDArray[np.float64], reached: npt.NDArray[np.float64], rule: BudgetRule | None) -> None:
+    def _finish(
+        self, taken: npt.NDArray[np.float64], reached: npt.NDArray[np.float64], rule: BudgetRule | None
+    ) -> None:
         """Join what one request learnt; a request that ran beside it has not seen it, and adds its own."""
         with self._lock:
             self._weights.taken[:] += taken
@@ -564,12 +573,13 @@ class HierarchySession:
         if not len(least) or max_depth < 1:
             return DraftTree.empty()
         if len(self._matches.token) < len(least) + 1:
-            grown = _allocate(len(least) + 1)
-            for new, old in zip(grown, self._matches, strict=True):
-                new[0] = old[0]
-            self._matches = grown
+            self._matches = _allocate(len(least) + 1, self._matches)
         growth = Growth(
-            *(np.empty(len(least), dtype) for dtype in (np.int32, np.int32, np.int32, np.uint8, np.float64))
+            token=np.empty(len(least), np.int32),
+            parent=np.empty(len(least), np.int32),
+            depth=np.empty(len(least), np.int32),
+            level=np.empty(len(least), np.uint8),
+            probability=np.empty(len(least)),
         )
         n = grow(
             self._databases,
@@ -613,18 +623,8 @@ class HierarchySession:
 
     def _advance(self, ids: npt.NDArray[np.int32], learn: bool) -> None:
         self._context.reserve(len(ids))
-        self._databases = Databases(self._context.trie, self._suffixes)
+        self._databases = Databases(self._context.trie, self._suffixes, self._drafter._separators)
         advance(self._databases, self._matches, self._weights, self._mixture, self._evidence, ids, learn)
-
-
-def check_ids(token_ids: TokenIds, vocab_size: int) -> npt.NDArray[np.int32]:
-    """Token ids as int32[n]; raises ValueError where one is outside the vocabulary."""
-    ids = np.asarray(token_ids)
-    if ids.ndim != 1 or (len(ids) and not np.issubdtype(ids.dtype, np.integer)):
-        raise ValueError(f"token ids must be one sequence of integers, not {ids.dtype}{list(ids.shape)}")
-    if len(ids) and (ids.min() < 0 or ids.max() >= vocab_size):
-        raise ValueError(f"token id {ids[(ids < 0) | (ids >= vocab_size)][0]} is outside the vocabulary of {vocab_size}")
-    return np.ascontiguousarray(ids, dtype=np.int32)
 
 
 def initial_weights() -> Weights:
@@ -636,8 +636,9 @@ def initial_weights() -> Weights:
     return Weights(weight, weight * reached, reached)
 
 
-def _allocate(rows: int) -> Matches:
-    return Matches(
+def _allocate(rows: int, old: Matches | None = None) -> Matches:
+    """Room for a tree of `rows` - 1 nodes; row 0 is taken from `old`."""
+    matches = Matches(
         token=np.zeros(rows, np.int32),
         parent=np.zeros(rows, np.int32),
         longest=np.zeros((rows, _LEVELS), np.int32),
@@ -645,11 +646,7 @@ def _allocate(rows: int) -> Matches:
         low=np.zeros((rows, _LEVELS, SUFFIX_LENGTH + 2), np.int64),
         high=np.zeros((rows, _LEVELS, SUFFIX_LENGTH + 2), np.int64),
     )
-
-
-def _nothing(vocab_size: int) -> SuffixArray:
-    dtype = np.uint16 if vocab_size + 1 <= 65536 else np.uint32
-    arrays = np.empty(0, dtype), np.empty(0, np.uint32), np.zeros(vocab_size + 2, np.uint32)
-    for array in arrays:
-        array.flags.writeable = False
-    return SuffixArray(*arrays)
+    if old is not None:
+        matches.longest[0], matches.handle[0] = old.longest[0], old.handle[0]
+        matches.low[0], matches.high[0] = old.low[0], old.high[0]
+    return matches

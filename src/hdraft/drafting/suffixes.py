@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from hdraft.drafting.kernel import kernel
 
+
 class SuffixArray(NamedTuple):
     """The arrays that the kernels read; all read-only, so that each kernel is compiled for one set of types.
 
@@ -37,19 +38,16 @@ class SuffixArray(NamedTuple):
 def token_at(array: SuffixArray, rank: int, offset: int) -> int:
     """The token `offset` places into the text at `rank`; -1 past the end, also where an index is corrupt."""
     position = np.int64(array.suffixes[rank]) + offset
-    if position >= len(array.tokens):
-        return np.int64(-1)
-    return np.int64(array.tokens[position])
+    return int(np.int64(array.tokens[position])) if position < len(array.tokens) else -1
 
 
 @kernel
 def occurrences(array: SuffixArray, token: int) -> tuple[int, int]:
     """The ranks [low, high) of the texts that begin with `token`."""
     if token < 0 or token + 1 >= len(array.starts):
-        return np.int64(0), np.int64(0)
-    n = np.int64(len(array.suffixes))
-    low = min(np.int64(array.starts[token]), n)
-    return low, max(low, min(np.int64(array.starts[token + 1]), n))
+        return 0, 0
+    low, high = int(np.int64(array.starts[token])), int(np.int64(array.starts[token + 1]))
+    return (low, high) if low <= high <= len(array.suffixes) else (0, 0)
 
 
 @kernel
@@ -66,7 +64,7 @@ def narrow(array: SuffixArray, low: int, high: int, length: int, token: int) -> 
         return begin, begin
     first, end = begin, high
     # Most ranges are short: gallop to the last occurrence before halving.
-    stride = np.int64(1)
+    stride = 1
     while begin + stride < high and token_at(array, begin + stride, length) == token:
         begin += stride
         stride <<= 1

@@ -1,0 +1,7 @@
+"""What all tests share."""
+
+from hypothesis import settings
+
+# The machines that run these tests are noisy, and a first call compiles: no test asserts a time.
+settings.register_profile("hdraft", deadline=None)
+settings.load_profile("hdraft")

@@ -1,0 +1,223 @@
+import threading
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hdraft.drafting import hierarchy
+from hdraft.drafting.context import MAX_LENGTH
+from hdraft.drafting.hierarchy import SUFFIX_LENGTH, HierarchyDrafter, initial_weights
+from hdraft.drafting.model import ModelDatabase
+from hdraft.drafting.statistics import StatisticsDatabase
+from hdraft.drafting.tree import DraftTree, Source
+
+EOS, VOCAB = 0, 6
+texts = st.lists(st.integers(1, 4), min_size=1, max_size=24)
+corpora = st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=12), max_size=4)
+
+
+def followers(text: list[int], context: list[int]) -> list[int]:
+    k = len(context)
+    return [text[i + k] for i in range(len(text) - k) if text[i : i + k] == context]
+
+
+def shape(following: list[int], newest: int | None) -> int:
+    """How concentrated continuations are, as the kernel judges it."""
+    if len(set(following)) == 1:
+        return 0
+    if newest is not None:
+        return 1 if 2 * following.count(newest) >= len(following) else 2
+    ordered = sorted(following)
+    return 1 if ordered[len(ordered) // 2] in (ordered[0], ordered[-1]) else 2
+
+
+def next_tokens(text: list[int], context: list[int], levels: list[list[int]]) -> Counter[int]:
+    """The plain reference: the interpolated distribution of what follows `context`, whose request's text is `text`."""
+    weights = initial_weights().weight
+    chances: Counter[int] = Counter()
+    left, seen = 1.0, [0] * 4
+    for length in range(MAX_LENGTH, 0, -1):
+        for level, source in enumerate([text, *levels]):
+            if length > len(context) or (level and (length > SUFFIX_LENGTH or EOS in context[-length:])):
+                continue
+            following = followers(source, context[-length:])
+            if len(following) <= seen[level]:
+                continue
+            seen[level] = len(following)
+            concentration = shape(following, None if level else following[-1])
+            weight = weights[hierarchy._class_of(level, length, len(following), concentration)]
+            for token in following:
+                chances[token] += left * weight / len(following)
+            left *= 1 - weight
+    return chances
+
+
+@settings(max_examples=60)
+@given(texts, corpora, corpora, corpora)
+def test_probabilities_are_the_interpolated_ones(
+    text: list[int], learned: list[list[int]], stored: list[list[int]], general: list[list[int]]
+) -> None:
+    model_database = ModelDatabase.from_documents(stored, VOCAB, EOS)
+    for document in learned:
+        model_database.learn(document)
+    drafter = HierarchyDrafter(VOCAB, model_database, StatisticsDatabase.from_documents(general, VOCAB, EOS))
+    tree = drafter.session(text).propose(budget=40, max_depth=3)
+    levels = [[token for document in corpus for token in (*document, EOS)] for corpus in (learned, stored, general)]
+    contexts: list[list[int]] = []
+    reached: list[float] = []
+    for token, parent, probability in zip(
+        tree.tokens.tolist(), tree.parents.tolist(), tree.probabilities.tolist(), strict=True
+    ):
+        context = text if parent < 0 else contexts[parent]
+        contexts.append([*context, token])
+        reached.append((1.0 if parent < 0 else reached[parent]) * next_tokens(text, context, levels)[token])
+        assert probability == pytest.approx(reached[-1], abs=2e-3)
+
+
+@settings(max_examples=60)
+@given(texts, corpora, st.integers(0, 12), st.integers(0, 4))
+def test_trees_are_tries_within_budget_and_depth_likeliest_first(
+    text: list[int], stored: list[list[int]], budget: int, max_depth: int
+) -> None:
+    drafter = HierarchyDrafter(VOCAB, ModelDatabase.from_documents(stored, VOCAB, EOS))
+    tree = drafter.session(text).propose(budget, max_depth)
+    assert len(tree) <= budget
+    assert tree.depths.max(initial=0) <= max_depth
+    assert all(parent < node for node, parent in enumerate(tree.parents.tolist()))
+    pairs = list(zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True))
+    assert len(set(pairs)) == len(pairs)
+    assert np.all(np.diff(tree.probabilities) <= 1e-6)
+    assert DraftTree(tree.tokens, tree.parents).depths.tolist() == tree.depths.tolist()
+
+
+def test_each_token_is_credited_to_the_database_it_came_from() -> None:
+    model_database = ModelDatabase.from_documents([[10, 11, 12]], 40, EOS)
+    general = StatisticsDatabase.from_documents([[20, 21, 22]], 40, EOS)
+    drafter = HierarchyDrafter(40, model_database, general)
+    for prompt, token, source in (
+        ([30, 31, 32, 30], 31, Source.CONTEXT),
+        ([10], 11, Source.MODEL),
+        ([20], 21, Source.STATISTICS),
+    ):
+        tree = drafter.session(prompt).propose(budget=1)
+        assert (tree.tokens.tolist(), tree.sources.tolist()) == ([token], [source])
+
+
+def test_a_long_copy_is_drafted_to_its_end() -> None:
+    text = list(range(1, 40))
+    tree = HierarchyDrafter(50).session([*text, *text[:10]]).propose(budget=64)
+    assert tree.best_chain(64).tokens.tolist()[:29] == text[10:39]
+
+
+def test_an_end_of_sequence_is_drafted_and_nothing_after_it() -> None:
+    drafter = HierarchyDrafter(VOCAB, ModelDatabase.from_documents([[1, 2], [1, 2], [3, 4]], VOCAB, EOS))
+    chain = drafter.session([1]).propose(budget=8).best_chain(8)
+    assert chain.tokens.tolist() == [2, EOS]
+
+
+def test_what_ends_documents_without_an_end_of_sequence_id_is_never_drafted() -> None:
+    drafter = HierarchyDrafter(VOCAB, ModelDatabase.from_documents([[1, 2], [1, 2]], VOCAB, None))
+    assert drafter.session([1]).propose(budget=8).tokens.tolist() == [2]
+
+
+def test_a_budget_of_nothing_drafts_nothing() -> None:
+    session = HierarchyDrafter(10).session([1, 2, 1])
+    assert len(session.propose(0)) == 0
+    assert len(session.propose(5, max_depth=0)) == 0
+
+
+def test_drafts_that_cost_more_than_they_bring_are_left_out() -> None:
+    prompt = [1, 2, 1, 3, 1, 4, 1]
+    dear = HierarchyDrafter(10).session(prompt, costs=np.arange(1.0, 10.0))
+    cheap = HierarchyDrafter(10).session(prompt, costs=np.ones(9))
+    assert len(dear.propose(8)) == 0
+    assert len(cheap.propose(8)) == 8
+
+
+def test_the_same_inputs_give_the_same_trees() -> None:
+    random = np.random.default_rng(0)
+    text = random.integers(1, 5, 300)
+    runs = []
+    for _ in range(2):
+        session = HierarchyDrafter(VOCAB).session(text[:100], costs=np.linspace(1, 1.5, 17))
+        trees = []
+        for begin in range(100, 300, 3):
+            trees.append(session.propose(16).tokens.tolist())
+            session.extend(text[begin : begin + 3])
+        runs.append(trees)
+    assert runs[0] == runs[1]
+
+
+def test_weights_of_matches_that_foresee_the_text_rise() -> None:
+    before = HierarchyDrafter(50).session([1, 2, 3, 1]).propose(1).probabilities[0]
+    drafter = HierarchyDrafter(50)
+    session = drafter.session([1, 2, 3])
+    session.extend([1, 2, 3] * 100)
+    session.close()
+    after = drafter.session([1, 2, 3, 1]).propose(1).probabilities[0]
+    assert after > before
+
+
+def test_what_one_request_learns_serves_the_next_only_when_asked_to() -> None:
+    for learn in (False, True):
+        drafter = HierarchyDrafter(50, learn=learn)
+        session = drafter.session([1])
+        session.extend([7, 8, 9])
+        session.close()
+        session.close()
+        assert (len(drafter.session([7]).propose(4)) > 0) == learn
+
+
+def test_a_text_is_drafted_the_same_whether_it_came_at_once_or_in_pieces() -> None:
+    text = np.random.default_rng(1).integers(1, 5, 200).tolist()
+    stored = ModelDatabase.from_documents([text[50:120]], VOCAB, EOS)
+    whole = HierarchyDrafter(VOCAB, stored).session(text)
+    pieces = HierarchyDrafter(VOCAB, stored).session([])
+    for begin in range(0, 200, 7):
+        pieces._advance(np.array(text[begin : begin + 7], np.int32), learn=False)
+    ours, theirs = pieces.propose(24), whole.propose(24)
+    assert ours.tokens.tolist() == theirs.tokens.tolist()
+    assert np.allclose(ours.probabilities, theirs.probabilities)
+
+
+def test_ids_outside_the_vocabulary_are_refused() -> None:
+    drafter = HierarchyDrafter(10)
+    bad: list[Any] = [[10], [-1], [1.5], [[1]]]
+    for ids in bad:
+        with pytest.raises(ValueError, match="token id"):
+            drafter.session(ids)
+        with pytest.raises(ValueError, match="token id"):
+            drafter.session([1]).extend(ids)
+
+
+def test_a_database_of_another_vocabulary_is_refused() -> None:
+    with pytest.raises(ValueError, match="build it with this model's tokenizer"):
+        HierarchyDrafter(10, ModelDatabase(11, EOS))
+
+
+def test_threads_share_a_learning_drafter() -> None:
+    drafter = HierarchyDrafter(VOCAB, learn=True)
+    failures: list[BaseException] = []
+
+    def request(seed: int) -> None:
+        try:
+            text = np.random.default_rng(seed).integers(1, 5, 200)
+            for _ in range(5):
+                session = drafter.session(text[:20])
+                for begin in range(20, 200, 4):
+                    session.propose(16)
+                    session.extend(text[begin : begin + 4])
+                session.close()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=request, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert sum(len(document) for document in drafter.model_database.documents()) == 8 * 5 * 180

@@ -1,0 +1,61 @@
+import doctest
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hdraft.drafting import tree as module
+from hdraft.drafting.tree import DraftTree
+
+sequences = st.lists(st.lists(st.integers(0, 3), max_size=5), max_size=12)
+
+
+def paths(tree: DraftTree) -> list[tuple[int, ...]]:
+    found: list[tuple[int, ...]] = []
+    for token, parent in zip(tree.tokens.tolist(), tree.parents.tolist(), strict=True):
+        found.append((*(found[parent] if parent >= 0 else ()), token))
+    return found
+
+
+def test_worked_examples_hold() -> None:
+    assert doctest.testmod(module).failed == 0
+
+
+@given(sequences)
+def test_a_merged_tree_holds_each_prefix_once(drafts: list[list[int]]) -> None:
+    tree = DraftTree.from_sequences(drafts)
+    prefixes = {tuple(draft[:n]) for draft in drafts for n in range(1, len(draft) + 1)}
+    assert sorted(paths(tree)) == sorted(prefixes)
+    assert tree.depths.tolist() == [len(path) for path in paths(tree)]
+
+
+@given(sequences, st.integers(0, 6))
+def test_a_merged_tree_keeps_to_its_budget(drafts: list[list[int]], budget: int) -> None:
+    assert len(DraftTree.from_sequences(drafts, budget=budget)) <= budget
+
+
+@given(sequences)
+def test_a_node_sees_its_ancestors_and_itself(drafts: list[list[int]]) -> None:
+    tree = DraftTree.from_sequences(drafts)
+    mask = tree.ancestor_mask()
+    for node in range(len(tree)):
+        seen, at = set(), node
+        while at >= 0:
+            seen.add(at)
+            at = int(tree.parents[at])
+        assert set(np.flatnonzero(mask[node]).tolist()) == seen
+
+
+def test_the_best_chain_follows_the_likeliest_child_as_far_as_asked() -> None:
+    tree = DraftTree([5, 6, 7, 8], [-1, -1, 1, 1], probabilities=[0.4, 0.5, 0.1, 0.3], sources=[0, 1, 2, 1])
+    chain = tree.best_chain(2)
+    assert chain.tokens.tolist() == [6, 8]
+    assert chain.parents.tolist() == [-1, 0]
+    assert chain.depths.tolist() == [1, 2]
+    assert chain.sources.tolist() == [1, 1]
+    assert tree.best_chain(1).tokens.tolist() == [6]
+    assert len(tree.best_chain(0)) == 0
+
+
+def test_a_shared_token_keeps_the_source_of_the_first_sequence() -> None:
+    assert DraftTree.from_sequences([[1, 2], [1, 3]], sources=[2, 1]).sources.tolist() == [2, 2, 1]
