@@ -193,9 +193,23 @@ def test_ids_outside_the_vocabulary_are_refused() -> None:
             drafter.session([1]).extend(ids)
 
 
-def test_a_database_of_another_vocabulary_is_refused() -> None:
+def test_a_database_of_a_larger_vocabulary_is_refused() -> None:
     with pytest.raises(ValueError, match="build it with this model's tokenizer"):
         HierarchyDrafter(10, ModelDatabase(11, EOS))
+
+
+def test_databases_of_different_vocabularies_are_refused() -> None:
+    with pytest.raises(ValueError, match="build both with this model's tokenizer"):
+        HierarchyDrafter(12, ModelDatabase(11, EOS), StatisticsDatabase(10, EOS))
+
+
+def test_ids_that_only_the_model_has_are_drafted_from_the_context_and_not_learnt() -> None:
+    drafter = HierarchyDrafter(70000, ModelDatabase(60000, EOS), learn=True)
+    session = drafter.session([1, 69999, 1])
+    assert session.propose(1).tokens.tolist() == [69999]
+    session.extend([4, 5, 69999, 6, 7])
+    session.close()
+    assert [document.tolist() for document in drafter.model_database.documents()] == [[4, 5], [6, 7]]
 
 
 def test_threads_share_a_learning_drafter() -> None:

@@ -458,13 +458,14 @@ class HierarchyDrafter:
     """Hierarchy Drafting with one best-first tree over any subset of the databases; with none, D_c alone.
 
     Args:
-        vocab_size: the target's; ids at or above it are refused, and never drafted.
+        vocab_size: the target's; ids at or above it are refused, and never drafted. The databases' may be smaller, where
+            a model's embedding has more rows than its tokenizer has tokens.
         model_database: D_m, what the target has generated before.
         statistics_database: D_s, general text.
         learn: whether a finished request's output joins D_m, and so may be drafted for later requests.
 
     Raises:
-        ValueError: a database of another vocabulary.
+        ValueError: a database of a larger vocabulary, or two that differ.
 
     >>> drafter = HierarchyDrafter(vocab_size=100)
     >>> session = drafter.session([5, 6, 7, 5, 6])
@@ -483,18 +484,23 @@ class HierarchyDrafter:
         learn: bool = False,
     ) -> None:
         for database in (model_database, statistics_database):
-            if database is not None and database.vocab_size != vocab_size:
+            if database is not None and database.vocab_size > vocab_size:
                 raise ValueError(
-                    f"the database holds a vocabulary of {database.vocab_size} tokens, the drafter {vocab_size}: "
+                    f"the database holds a vocabulary of {database.vocab_size} ids and the model one of {vocab_size}: "
                     "build it with this model's tokenizer"
                 )
         if model_database is None and learn:
-            model_database = ModelDatabase(vocab_size)
+            model_database = ModelDatabase(
+                vocab_size if statistics_database is None else statistics_database.vocab_size
+            )
+        present = [database for database in (model_database, statistics_database) if database is not None]
+        if len({database.vocab_size for database in present}) > 1:
+            raise ValueError("the databases differ in their vocabulary: build both with this model's tokenizer")
         self.vocab_size = vocab_size
         self.model_database = model_database
         self.statistics_database = statistics_database
         self.learn = learn
-        self._nothing = ModelDatabase(vocab_size).snapshot()[0]
+        self._nothing = ModelDatabase(present[0].vocab_size if present else vocab_size).snapshot()[0]
         self._separators = np.full(_LEVELS, vocab_size, np.int64)
         if model_database is not None:
             self._separators[1:3] = model_database.separator
@@ -619,7 +625,10 @@ class HierarchySession:
         drafter = self._drafter
         drafter._finish(self._weights.taken - self._taken, self._weights.reached - self._reached, self._rule)
         if drafter.learn and drafter.model_database is not None and self._output:
-            drafter.model_database.learn(np.concatenate(self._output))
+            output = np.concatenate(self._output)
+            unknown = np.flatnonzero(output >= drafter.model_database.vocab_size)
+            for part in np.split(output, unknown):
+                drafter.model_database.learn(part[part < drafter.model_database.vocab_size])
 
     def _advance(self, ids: npt.NDArray[np.int32], learn: bool) -> None:
         self._context.reserve(len(ids))
