@@ -1,3 +1,70 @@
-"""hdraft: the same text from a language model, faster, by Hierarchy Drafting."""
+"""hdraft: the same text from a language model, faster, by Hierarchy Drafting.
+
+Names are imported when they are first used, so that `import hdraft.drafting` never imports torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hdraft.decoding import Statistics, StreamedToken, UnsupportedError, generate, stream
+    from hdraft.drafting import Drafter, DraftSession, DraftTree, Source
+    from hdraft.drafting.baselines import PromptLookupDrafter, RestDrafter
+    from hdraft.drafting.hierarchy import HierarchyDrafter
+    from hdraft.drafting.model import ModelDatabase
+    from hdraft.drafting.published import PublishedDrafter
+    from hdraft.drafting.statistics import StatisticsDatabase
+    from hdraft.storage import DatabaseError
 
 __version__ = "0.1.0"
+
+_MODULES = {
+    "DatabaseError": "hdraft.storage",
+    "DraftSession": "hdraft.drafting",
+    "DraftTree": "hdraft.drafting",
+    "Drafter": "hdraft.drafting",
+    "HierarchyDrafter": "hdraft.drafting.hierarchy",
+    "ModelDatabase": "hdraft.drafting.model",
+    "PromptLookupDrafter": "hdraft.drafting.baselines",
+    "PublishedDrafter": "hdraft.drafting.published",
+    "RestDrafter": "hdraft.drafting.baselines",
+    "Source": "hdraft.drafting",
+    "Statistics": "hdraft.decoding",
+    "StatisticsDatabase": "hdraft.drafting.statistics",
+    "StreamedToken": "hdraft.decoding",
+    "UnsupportedError": "hdraft.decoding",
+    "generate": "hdraft.decoding",
+    "stream": "hdraft.decoding",
+}
+
+__all__ = [
+    "DatabaseError",
+    "DraftSession",
+    "DraftTree",
+    "Drafter",
+    "HierarchyDrafter",
+    "ModelDatabase",
+    "PromptLookupDrafter",
+    "PublishedDrafter",
+    "RestDrafter",
+    "Source",
+    "Statistics",
+    "StatisticsDatabase",
+    "StreamedToken",
+    "UnsupportedError",
+    "__version__",
+    "generate",
+    "stream",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_MODULES))

@@ -458,8 +458,8 @@ class HierarchyDrafter:
     """Hierarchy Drafting with one best-first tree over any subset of the databases; with none, D_c alone.
 
     Args:
-        vocab_size: the target's; ids at or above it are refused, and never drafted. The databases' may be smaller, where
-            a model's embedding has more rows than its tokenizer has tokens.
+        vocab_size: the target's; ids at or above it are refused, and never drafted. The databases' may be smaller,
+            where a model's embedding has more rows than its tokenizer has tokens.
         model_database: D_m, what the target has generated before.
         statistics_database: D_s, general text.
         learn: whether a finished request's output joins D_m, and so may be drafted for later requests.
