@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hdraft.drafting.budget import BudgetRule
+from hdraft.drafting.budget import BudgetRule, least_worthwhile
 
 costs_lists = st.lists(st.floats(0.5, 5.0), min_size=1, max_size=20)
 probability_lists = st.lists(st.floats(0.0, 1.0), max_size=19)
@@ -30,15 +30,19 @@ def test_the_choice_is_the_best_of_all(costs: list[float], probabilities: list[f
 
 
 @given(costs_lists, probability_lists, st.floats(0.5, 4.0))
-def test_stopping_below_the_least_probability_never_loses_the_best(
+def test_stopping_below_the_least_worthwhile_never_loses_the_best(
     costs: list[float], probabilities: list[float], rate: float
 ) -> None:
     descending = np.array(sorted(probabilities, reverse=True)[: len(costs) - 1])
     rule = BudgetRule(costs, rate)
-    least = rule.least_probabilities(len(descending))
-    below = np.flatnonzero(descending < least[: len(descending)] - 1e-12)
-    stopped = int(below[0]) if len(below) else len(descending)
-    assert rule.choose(descending) <= stopped or rule.choose(descending[:stopped]) == stopped
+    prices = rule.prices(len(costs) - 1)
+    gain, best, n = 0.0, -prices[0], 0
+    while n < len(descending) and descending[n] >= least_worthwhile(prices, n, gain, best):
+        gain += descending[n]
+        n += 1
+        best = max(best, gain - prices[n])
+    values = [descending[:size].sum() - prices[size] for size in range(len(descending) + 1)]
+    assert best == pytest.approx(max(values))
 
 
 def test_the_rate_follows_what_steps_emitted() -> None:

@@ -12,6 +12,8 @@ probability 0.8, 0.5 and 0.3:
 import numpy as np
 import numpy.typing as npt
 
+from hdraft.drafting.kernel import kernel
+
 _PRIOR_STEPS = 4.0
 
 
@@ -30,21 +32,20 @@ class BudgetRule:
         self.costs = np.maximum.accumulate(costs) / costs[0]
         self.tokens = rate * _PRIOR_STEPS
         self.time = _PRIOR_STEPS
-        self._marginal = _convex_slopes(self.costs)
 
     @property
     def rate(self) -> float:
         """Rho: tokens emitted in the time of one ordinary step."""
         return self.tokens / self.time
 
-    def least_probabilities(self, budget: int) -> npt.NDArray[np.float64]:
-        """float[min(budget, m - 1)]: below the i-th, no tree of more than i nodes can be the best choice."""
-        return self.rate * self._marginal[:budget]
+    def prices(self, budget: int) -> npt.NDArray[np.float64]:
+        """What a step over 0, 1, … n draft tokens costs in tokens, at the going rate: float[n + 1], n <= `budget`."""
+        return np.multiply(self.rate, self.costs[: budget + 1])
 
     def choose(self, probabilities: npt.NDArray[np.floating]) -> int:
         """How many of the nodes to verify, given their probabilities in descending order."""
         gain = np.concatenate(((0.0,), np.cumsum(probabilities, dtype=np.float64)))
-        return int(np.argmax(gain - self.rate * self.costs[: len(gain)]))
+        return int(np.argmax(gain - self.prices(len(probabilities))))
 
     def record(self, drafted: int, emitted: int) -> None:
         """Take in one step: `drafted` tokens verified, `emitted` tokens gained."""
@@ -52,15 +53,13 @@ class BudgetRule:
         self.time += float(self.costs[min(drafted, len(self.costs) - 1)])
 
 
-def _convex_slopes(costs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The slopes of the greatest convex curve below `costs`, one for each added token."""
-    corners = [0]
-    for n in range(1, len(costs)):
-        while len(corners) > 1:
-            before, last = corners[-2:]
-            if (costs[last] - costs[before]) * (n - last) < (costs[n] - costs[last]) * (last - before):
-                break
-            corners.pop()
-        corners.append(n)
-    curve = np.interp(np.arange(len(costs)), corners, costs[corners])
-    return np.diff(curve)
+@kernel
+def least_worthwhile(prices: npt.NDArray[np.float64], n: int, gain: float, best: float) -> float:
+    """The probability below which no more nodes can pay, whichever size they would fill the tree to.
+
+    The tree has `n` nodes, whose probabilities sum up to `gain`; the best value of any size so far is `best`.
+    """
+    least = np.inf
+    for size in range(n + 1, len(prices)):
+        least = min(least, (best - gain + prices[size]) / (size - n))
+    return least

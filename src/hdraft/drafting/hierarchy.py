@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hdraft.drafting.budget import BudgetRule
+from hdraft.drafting.budget import BudgetRule, least_worthwhile
 from hdraft.drafting.context import MAX_LENGTH as CONTEXT_LENGTH
 from hdraft.drafting.context import NONE, ContextDatabase, ContextTrie, append, step_down
 from hdraft.drafting.drafter import UNLIMITED, TokenIds, check_ids
@@ -334,18 +334,22 @@ def grow(
     weight: npt.NDArray[np.float64],
     vocab_size: int,
     max_depth: int,
-    least: npt.NDArray[np.float64],
+    prices: npt.NDArray[np.float64],
     mixture: Mixture,
     growth: Growth,
 ) -> int:
-    """Grow a tree best-first, node i while its probability is at least `least[i]`; returns how many nodes it has.
+    """Grow a tree best-first, as long as its next node can be worth its place; returns how many nodes it has.
 
-    `growth` and `least` have one entry for each node that there is room for.
+    Args:
+        prices: float64[budget + 1], see `BudgetRule.prices`; all zero to fill the budget.
+        growth: with room for `budget` nodes.
     """
     nodes, waiting, probability, depth = 0, 0, 1.0, 0
+    gain, best = 0.0, -prices[0]
     while True:
+        least = max(_LEAST, least_worthwhile(prices, nodes, gain, best))
         if depth < max_depth:  # row `nodes` is the node made last, or the text
-            cutoff = least[nodes]
+            cutoff = max(_LEAST, least / 4)  # likely nodes before it may yet make a less likely one worth its place
             if nodes + waiting == len(growth.token):
                 cutoff = max(cutoff, growth.probability[nodes + waiting - 1])
             for i in range(_mix(databases, matches, nodes, weight, cutoff / probability, mixture)):
@@ -353,7 +357,7 @@ def grow(
                 if reached >= cutoff and 0 <= mixture.token[i] < vocab_size:
                     waiting = _offer(growth, nodes, waiting, reached, mixture.token[i], nodes - 1, mixture.level[i])
             mixture.slot[:] = 0
-        if waiting == 0 or growth.probability[nodes] < least[nodes]:
+        if waiting == 0 or growth.probability[nodes] < least:
             return nodes
         parent = growth.parent[nodes]
         depth = growth.depth[parent] + 1 if parent >= 0 else 1
@@ -362,6 +366,8 @@ def grow(
         _enter(databases, matches, nodes + 1, parent + 1, growth.token[nodes])
         nodes += 1
         waiting -= 1
+        gain += probability
+        best = max(best, gain - prices[nodes])
         if nodes == len(growth.token):
             return nodes
 
@@ -571,21 +577,19 @@ class HierarchySession:
 
     def propose(self, budget: int, max_depth: int = UNLIMITED) -> DraftTree:
         """Draft at most `budget` nodes, likeliest first; with costs, no more than are worth their place."""
-        if self._rule is None:
-            least = np.full(max(budget, 0), _LEAST)
-        else:
-            least = np.maximum(self._rule.least_probabilities(max(budget, 0)), _LEAST)
         self._drafted = 0
-        if not len(least) or max_depth < 1:
+        prices = np.zeros(max(budget, 0) + 1) if self._rule is None else self._rule.prices(max(budget, 0))
+        room = len(prices) - 1
+        if room == 0 or max_depth < 1:
             return DraftTree.empty()
-        if len(self._matches.token) < len(least) + 1:
-            self._matches = _allocate(len(least) + 1, self._matches)
+        if len(self._matches.token) <= room:
+            self._matches = _allocate(room + 1, self._matches)
         growth = Growth(
-            token=np.empty(len(least), np.int32),
-            parent=np.empty(len(least), np.int32),
-            depth=np.empty(len(least), np.int32),
-            level=np.empty(len(least), np.uint8),
-            probability=np.empty(len(least)),
+            token=np.empty(room, np.int32),
+            parent=np.empty(room, np.int32),
+            depth=np.empty(room, np.int32),
+            level=np.empty(room, np.uint8),
+            probability=np.empty(room),
         )
         n = grow(
             self._databases,
@@ -593,7 +597,7 @@ class HierarchySession:
             self._weights.weight,
             self._drafter.vocab_size,
             max_depth,
-            least,
+            prices,
             self._mixture,
             growth,
         )

@@ -1,12 +1,17 @@
 """How the drafting kernels are compiled."""
 
 from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from numba import njit
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+_VERSION = sha256(b"".join(source for source in _sources if b"@kernel" in source)).hexdigest()[:12]
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
@@ -15,7 +20,11 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
     A kernel allocates nothing, so it needs none of Numba's reference counts (`_nrt`): counting every array of a tuple
     at every call takes twenty times as long as the drafting itself. Do not write one that calls itself: Numba's cache
     does not survive recursion.
+
+    Numba's cache looks only at the file that a kernel stands in, not at the kernels and types it uses from others; so
+    the name that it caches a kernel by is made to tell all of them.
     """
+    function.__qualname__ += f"_{_VERSION}"
     options: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False}
     compiled: Callable[P, R] = njit(**options)(function)
     return compiled

@@ -1,0 +1,1 @@
+"""Replaying recorded requests: what drafting gains, exactly and without a model."""

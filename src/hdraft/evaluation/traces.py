@@ -1,0 +1,79 @@
+"""Traces: requests and the target's recorded greedy output, to be replayed."""
+
+import gzip
+import json
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """A recorded request.
+
+    Attributes:
+        id: its name in the trace.
+        category: what kind of request it is; figures are given for each.
+        prompt_ids: int32[n].
+        output_ids: int32[m], everything that the target emitted, an end-of-sequence id included.
+    """
+
+    id: str
+    category: str
+    prompt_ids: npt.NDArray[np.int32]
+    output_ids: npt.NDArray[np.int32]
+
+
+def read_trace(path: str | os.PathLike[str]) -> list[Request]:
+    """Read a trace: JSON lines, gzipped or not, `{"id", "category", "prompt_ids": [int], "output_ids": [int]}`.
+
+    Raises:
+        ValueError: the first line that is not such a request, by file and line.
+        OSError: the file cannot be read.
+    """
+    path = Path(path)
+    requests: list[Request] = []
+    number = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for line in file:
+                number += 1
+                if line.strip():
+                    requests.append(_request(line))
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}:{number + 1}: damaged gzip data: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}:{number}: {error}") from None
+    return requests
+
+
+def _request(line: bytes) -> Request:
+    try:
+        record = json.loads(line.rstrip())
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise ValueError("not JSON: nested too deeply") from None
+    if not isinstance(record, dict):
+        raise ValueError("a request must be a JSON object")
+    for field in ("id", "category", "prompt_ids", "output_ids"):
+        if field not in record:
+            raise ValueError(f'the field "{field}" is missing')
+    return Request(str(record["id"]), str(record["category"]), _ids(record, "prompt_ids"), _ids(record, "output_ids"))
+
+
+def _ids(record: dict[str, Any], field: str) -> npt.NDArray[np.int32]:
+    values = record[field]
+    if not isinstance(values, list):
+        raise ValueError(f'"{field}" must be a list of token ids')
+    for index, value in enumerate(values):
+        if type(value) is not int or not 0 <= value < 2**31:
+            raise ValueError(f'"{field}"[{index}] must be a token id, not {json.dumps(value)[:40]}')
+    return np.array(values, np.int32)

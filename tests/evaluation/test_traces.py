@@ -1,0 +1,72 @@
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hdraft.evaluation.traces import read_trace
+
+GOOD = {"id": "82.0", "category": "qa", "prompt_ids": [1, 2], "output_ids": [3, 2]}
+
+
+def write(folder: Path, *lines: object, name: str = "trace.jsonl") -> Path:
+    path = folder / name
+    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    with gzip.open(path, "wt") if name.endswith(".gz") else path.open("w") as file:
+        file.write(text)
+    return path
+
+
+@pytest.mark.parametrize("name", ["trace.jsonl", "trace.jsonl.gz"])
+def test_reads_requests(tmp_path: Path, name: str) -> None:
+    requests = read_trace(write(tmp_path, GOOD, "", {**GOOD, "id": 7, "prompt_ids": [], "more": None}, name=name))
+    assert [request.id for request in requests] == ["82.0", "7"]
+    assert requests[0].category == "qa"
+    assert requests[0].prompt_ids.tolist() == [1, 2] and requests[0].output_ids.tolist() == [3, 2]
+    assert requests[1].prompt_ids.dtype == np.int32 and len(requests[1].prompt_ids) == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"id": 1', "not JSON: .* at column 9"),
+        ("[1]", "must be a JSON object"),
+        ({"id": 1, "category": "qa", "prompt_ids": []}, '"output_ids" is missing'),
+        ({**GOOD, "prompt_ids": "text"}, '"prompt_ids" must be a list'),
+        ({**GOOD, "prompt_ids": [1, 2.5]}, r'"prompt_ids"\[1\] must be a token id, not 2.5'),
+        ({**GOOD, "prompt_ids": [True]}, "not true"),
+        ({**GOOD, "output_ids": [4, -1]}, r'"output_ids"\[1\] must be a token id, not -1'),
+        ({**GOOD, "output_ids": [2**31]}, "not 2147483648"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: object, says: str) -> None:
+    path = write(tmp_path, GOOD, line, GOOD)
+    with pytest.raises(ValueError, match=says) as caught:
+        read_trace(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}:2: ") and "\n" not in message
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_bytes(b'{"id": "\xff"}\n')
+    with pytest.raises(ValueError, match=r"trace.jsonl:1: not UTF-8"):
+        read_trace(path)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-9], lambda data: b"no gzip", lambda data: data[:12] + b"\0" * 99]
+)
+def test_damaged_gzip_is_named(tmp_path: Path, damage: object) -> None:
+    path = write(tmp_path, GOOD, name="trace.jsonl.gz")
+    path.write_bytes(damage(path.read_bytes()))  # type: ignore[operator]
+    with pytest.raises(ValueError, match=r"trace.jsonl.gz:\d+: damaged gzip") as caught:
+        read_trace(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_trace(tmp_path / "none.jsonl")
