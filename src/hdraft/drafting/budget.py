@@ -40,7 +40,8 @@ class BudgetRule:
 
     def prices(self, budget: int) -> npt.NDArray[np.float64]:
         """What a step over 0, 1, … n draft tokens costs in tokens, at the going rate: float[n + 1], n <= `budget`."""
-        return np.multiply(self.rate, self.costs[: budget + 1])
+        prices: npt.NDArray[np.float64] = self.rate * self.costs[: budget + 1]
+        return prices
 
     def choose(self, probabilities: npt.NDArray[np.floating]) -> int:
         """How many of the nodes to verify, given their probabilities in descending order."""

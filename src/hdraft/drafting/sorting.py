@@ -14,8 +14,8 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from hdraft.drafting.kernel import kernel
 from hdraft.drafting.suffixes import SuffixArray
 
 DEPTH = 16
@@ -45,23 +45,35 @@ def build(tokens: npt.NDArray[np.unsignedinteger], vocab_size: int, separator: i
     starts = np.zeros(vocab_size + 2, np.uint32)
     if not _count_tokens(tokens, starts):
         raise ValueError(f"a token id is outside the vocabulary of {vocab_size} ids")
-    return SuffixArray(tokens, _frozen(_sort(tokens, starts, separator)), _frozen(starts))
+    suffixes = np.empty(len(tokens), np.uint32)
+    _place(tokens, starts.copy(), suffixes)
+    # settled[i]: the text at rank i is known to differ from the one at rank i - 1, or to equal it for good.
+    settled = np.zeros(len(tokens) + 1, np.bool_)
+    settled[starts] = True
+    settled[starts[separator] : starts[separator + 1]] = True
+    longest = int(np.diff(starts).max())
+    keys, spare_keys, spare = np.empty(longest, np.uint64), np.empty(longest, np.uint64), np.empty(longest, np.uint32)
+    _refine(tokens, suffixes, settled, keys, spare_keys, spare, separator)
+    return SuffixArray(tokens, _frozen(suffixes), _frozen(starts))
 
 
 def append(array: SuffixArray, tokens: npt.NDArray[np.unsignedinteger], separator: int) -> SuffixArray:
     """Add documents (each ended by `separator`) behind those of `array`, in new arrays: a copy and a small sort."""
     new = build(tokens, len(array.starts) - 2, separator)
     together = _frozen(np.concatenate((array.tokens, new.tokens)))
-    starts = array.starts + new.starts
-    return SuffixArray(together, _frozen(_merge(together, array, new.suffixes, separator)), _frozen(starts))
+    suffixes = np.empty(len(together), np.uint32)
+    _merge(together, array, new.suffixes, separator, suffixes)
+    return SuffixArray(together, _frozen(suffixes), _frozen(array.starts + new.starts))
 
 
 def drop_oldest(array: SuffixArray, count: int) -> SuffixArray:
     """Take away the first `count` tokens, which must be whole documents: the order of the others is unchanged."""
-    starts = np.zeros_like(array.starts)
-    _count_tokens(array.tokens[:count], starts)
-    kept = _frozen(array.tokens[count:].copy())
-    return SuffixArray(kept, _frozen(_without(array.suffixes, count, len(kept))), _frozen(array.starts - starts))
+    dropped = np.zeros_like(array.starts)
+    _count_tokens(array.tokens[:count], dropped)
+    tokens = array.tokens[count:].copy()
+    suffixes = np.empty(len(tokens), np.uint32)
+    _keep(array.suffixes, count, suffixes)
+    return SuffixArray(_frozen(tokens), _frozen(suffixes), _frozen(array.starts - dropped))
 
 
 def _frozen(array: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:
@@ -70,7 +82,7 @@ def _frozen(array: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:
     return array
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _count_tokens(tokens: npt.NDArray[np.unsignedinteger], starts: npt.NDArray[np.uint32]) -> bool:
     """Fill the zeroed `starts`; False if a token is beyond them."""
     for token in tokens:
@@ -82,31 +94,29 @@ def _count_tokens(tokens: npt.NDArray[np.unsignedinteger], starts: npt.NDArray[n
     return True
 
 
-@njit(cache=True, nogil=True)
-def _sort(
-    tokens: npt.NDArray[np.unsignedinteger], starts: npt.NDArray[np.uint32], separator: _Int
-) -> npt.NDArray[np.uint32]:
-    n = len(tokens)
-    suffixes = np.empty(n, np.uint32)
-    # settled[i]: the text at rank i is known to differ from the one at rank i - 1, or to equal it for good.
-    settled = np.zeros(n + 1, np.bool_)
-    settled[n] = True
-    longest: _Int = 1
-    for token in range(len(starts) - 1):
-        settled[starts[token]] = True
-        if token == separator:
-            settled[starts[token] : starts[token + 1]] = True
-        else:
-            longest = max(longest, np.int64(starts[token + 1]) - np.int64(starts[token]))
-    heads = starts.copy()
-    for position in range(n):
-        head = np.int64(tokens[position])
-        suffixes[heads[head]] = position
-        heads[head] += np.uint32(1)
+@kernel
+def _place(
+    tokens: npt.NDArray[np.unsignedinteger], heads: npt.NDArray[np.uint32], suffixes: npt.NDArray[np.uint32]
+) -> None:
+    """The counting sort: each position at the head of its token's ranks, which moves on."""
+    for position in range(len(tokens)):
+        token = np.int64(tokens[position])
+        suffixes[heads[token]] = position
+        heads[token] += np.uint32(1)
 
-    keys = np.empty(longest, np.uint64)
-    spare_keys = np.empty(longest, np.uint64)
-    spare_suffixes = np.empty(longest, np.uint32)
+
+@kernel
+def _refine(
+    tokens: npt.NDArray[np.unsignedinteger],
+    suffixes: npt.NDArray[np.uint32],
+    settled: npt.NDArray[np.bool_],
+    keys: npt.NDArray[np.uint64],
+    spare_keys: npt.NDArray[np.uint64],
+    spare_suffixes: npt.NDArray[np.uint32],
+    separator: _Int,
+) -> None:
+    """Sort to `DEPTH` what is sorted by its first token. The last rank of a run is followed by one that is settled."""
+    n = len(tokens)
     bits = np.uint64(8 * tokens.itemsize)
     per_key = 8 // tokens.itemsize
     for depth in range(1, DEPTH, per_key):
@@ -123,10 +133,9 @@ def _sort(
                 for i in range(1, size):
                     settled[low + i] = keys[i] != keys[i - 1] or _holds(keys[i], separator, bits)
             low = high
-    return suffixes
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel
 def _key(tokens: npt.NDArray[np.unsignedinteger], position: _Int, depth: _Int, separator: _Int) -> np.uint64:
     """The tokens from `position`, `depth` into their text, as one number; zeros after a separator or `DEPTH`."""
     key = np.uint64(0)
@@ -140,7 +149,7 @@ def _key(tokens: npt.NDArray[np.unsignedinteger], position: _Int, depth: _Int, s
     return key
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel
 def _holds(key: _Int, separator: _Int, bits: _Int) -> bool:
     """Whether one of the tokens in `key` is the separator: then texts with this key are equal for good."""
     mask = (np.uint64(1) << bits) - np.uint64(1)
@@ -151,7 +160,7 @@ def _holds(key: _Int, separator: _Int, bits: _Int) -> bool:
     return False
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _merge_sort(
     keys: npt.NDArray[np.uint64],
     values: npt.NDArray[np.uint32],
@@ -175,8 +184,8 @@ def _merge_sort(
             middle, high = min(low + width, n), min(low + 2 * width, n)
             left, right = low, middle
             if middle == high or from_keys[middle - 1] <= from_keys[middle]:
-                to_keys[low:high] = from_keys[low:high]
-                to_values[low:high] = from_values[low:high]
+                _copy(from_keys[low:high], to_keys[low:high])
+                _copy(from_values[low:high], to_values[low:high])
                 continue
             for i in range(low, high):
                 if right >= high or (left < middle and from_keys[left] <= from_keys[right]):
@@ -187,16 +196,26 @@ def _merge_sort(
                     right += 1
         from_keys, from_values, to_keys, to_values = to_keys, to_values, from_keys, from_values
         width *= 2
-    keys[:] = from_keys
-    values[:] = from_values
+    if width > _BLOCK:
+        _copy(from_keys, keys)
+        _copy(from_values, values)
 
 
-@njit(cache=True, nogil=True)
+@kernel
+def _copy(source: npt.NDArray[np.unsignedinteger], target: npt.NDArray[np.unsignedinteger]) -> None:
+    for i in range(len(source)):  # assigning a slice would count references
+        target[i] = source[i]
+
+
+@kernel
 def _merge(
-    tokens: npt.NDArray[np.unsignedinteger], old: SuffixArray, added: npt.NDArray[np.uint32], separator: _Int
-) -> npt.NDArray[np.uint32]:
-    """Put the sorted suffixes `added`, counted from the end of `old`, among those of `old`."""
-    merged = np.empty(len(tokens), np.uint32)
+    tokens: npt.NDArray[np.unsignedinteger],
+    old: SuffixArray,
+    added: npt.NDArray[np.uint32],
+    separator: _Int,
+    merged: npt.NDArray[np.uint32],
+) -> None:
+    """Fill `merged` with the suffixes of `old` and, among them, the sorted `added`, counted from the end of `old`."""
     offset = np.int64(len(old.tokens))
     copied = np.int64(0)
     for i in range(len(added)):
@@ -210,14 +229,13 @@ def _merge(
                 end = middle
             else:
                 begin = middle + 1
-        merged[copied + i : begin + i] = old.suffixes[copied:begin]
+        _copy(old.suffixes[copied:begin], merged[copied + i : begin + i])
         merged[begin + i] = position
         copied = begin
-    merged[copied + len(added) :] = old.suffixes[copied:]
-    return merged
+    _copy(old.suffixes[copied:], merged[copied + len(added) :])
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _precedes(tokens: npt.NDArray[np.unsignedinteger], one: _Int, other: _Int, separator: _Int) -> bool:
     """Whether the text at `one` comes before the text at `other`, which it must not equal by position alone."""
     for _ in range(DEPTH):
@@ -232,13 +250,11 @@ def _precedes(tokens: npt.NDArray[np.unsignedinteger], one: _Int, other: _Int, s
     return False
 
 
-@njit(cache=True, nogil=True)
-def _without(suffixes: npt.NDArray[np.uint32], count: _Int, size: _Int) -> npt.NDArray[np.uint32]:
-    """The suffixes from position `count` on, counted from there."""
-    kept = np.empty(size, np.uint32)
+@kernel
+def _keep(suffixes: npt.NDArray[np.uint32], count: _Int, kept: npt.NDArray[np.uint32]) -> None:
+    """Fill `kept` with the suffixes from position `count` on, counted from there."""
     i = 0
     for suffix in suffixes:
-        if suffix >= count and i < size:
+        if suffix >= count and i < len(kept):
             kept[i] = suffix - count
             i += 1
-    return kept

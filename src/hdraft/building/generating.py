@@ -1,0 +1,196 @@
+"""Prompts -> what the target itself answers: the source of D_m where there are no recorded generations."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from hdraft import storage
+from hdraft.building.reading import BuildError, PathLike, Progress, check_ids, id_list, json_lines
+from hdraft.drafting.drafter import Drafter
+from hdraft.drafting.model import ModelDatabase
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class _Prompt(NamedTuple):
+    where: str
+    ids: list[int]
+    hash: str
+
+
+def generate_outputs(
+    model: "PreTrainedModel",
+    tokenizer: Any,
+    prompts: PathLike,
+    output: PathLike,
+    *,
+    max_new_tokens: int = 512,
+    chat: bool = False,
+    drafter: Drafter | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> int:
+    """Let the target answer prompts, one line of `output` an answer, for `build_model`.
+
+    A line is on the disk before the next prompt is begun. Started again after an interruption, it goes on where it was
+    stopped: a torn last line is cut off, finished prompts are skipped. Each line records what it answers and with what
+    settings, so that a changed prompts file, model or setting is refused instead of mixed in. Where `options` ask for
+    sampling, the generator is seeded with each prompt's number.
+
+    Args:
+        model: the target.
+        tokenizer: its tokenizer; may be None where all prompts are ids.
+        prompts: `.jsonl` or `.jsonl.gz`, a line a prompt: {"prompt": str} or {"prompt_ids": [int]}.
+        output: a `.jsonl` file: new, or begun by an earlier run. A line: {"index": int, "prompt": hash,
+            "settings": hash, "output_ids": [int]}.
+        max_new_tokens: the most tokens of an answer.
+        chat: send each `prompt` through the tokenizer's chat template, as a user's message.
+        drafter: what drafts; by default Hierarchy Drafting that learns from the answers so far.
+        progress: called with "generating", prompts finished, prompts.
+        options: further arguments of `model.generate`.
+
+    Returns:
+        The number of answers in `output`: one for each prompt.
+
+    Raises:
+        BuildError: a prompt is malformed or empty, or `output` belongs to other prompts or settings, is damaged, or
+            cannot be written; what is finished stays.
+        ValueError: what `hdraft.generate` refuses.
+    """
+    import torch
+
+    from hdraft.decoding import generate
+
+    output = Path(output)
+    if not output.name.endswith(".jsonl"):
+        raise BuildError(f"{output}: the generations' file name must end in .jsonl")
+    todo = _read_prompts(Path(prompts), tokenizer, chat, model.config.get_text_config().vocab_size)
+    settings = _settings(model, tokenizer, {"max_new_tokens": max_new_tokens, "chat": chat, **options})
+    with _opened(output) as descriptor:
+        finished = _resume(descriptor, output, todo, settings)
+        drafter = drafter or _learning_drafter(model, finished)
+        for index, prompt in enumerate(todo[len(finished) :], len(finished)):
+            if progress is not None:
+                progress("generating", index, len(todo))
+            input_ids = torch.tensor([prompt.ids], device=model.device)
+            torch.manual_seed(index)
+            answer = generate(
+                model, input_ids, drafter=drafter, max_new_tokens=max_new_tokens, tokenizer=tokenizer, **options
+            )
+            _append(descriptor, _line(index, prompt, settings, answer[0, len(prompt.ids) :].tolist()))
+    if progress is not None:
+        progress("generating", len(todo), len(todo))
+    return len(todo)
+
+
+def _read_prompts(path: Path, tokenizer: Any, chat: bool, vocab_size: int) -> list[_Prompt]:
+    prompts = []
+    for where, record, _ in json_lines(path):
+        text = record.get("prompt")
+        if "prompt_ids" in record:
+            ids = id_list(record["prompt_ids"], where, "prompt_ids").tolist()
+        elif not isinstance(text, str):
+            raise BuildError(f'{where}: neither "prompt" (text) nor "prompt_ids"')
+        elif tokenizer is None:
+            raise BuildError(f"{where}: is text; give a tokenizer")
+        elif chat:
+            try:
+                message = [{"role": "user", "content": text}]
+                ids = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"]
+            except Exception as error:  # a template is a program of its own
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                raise BuildError(f"{where}: the tokenizer's chat template fails ({reason})") from error
+        else:
+            ids = tokenizer(text)["input_ids"]
+        if not ids:
+            raise BuildError(f"{where}: an empty prompt")
+        check_ids(np.array(ids), vocab_size, where)
+        prompts.append(_Prompt(where, ids, _hash(ids)))
+    if not prompts:
+        raise BuildError(f"{path}: no prompts in it")
+    return prompts
+
+
+def _settings(model: "PreTrainedModel", tokenizer: Any, options: dict[str, Any]) -> str:
+    """A hash of all that the answers depend on, but for the weights, for which the model's name must do."""
+    configs = [config.to_dict() for config in (model.config, model.generation_config) if config is not None]
+    for config in configs:
+        config.pop("transformers_version", None)
+    return _hash([configs, model.config.name_or_path, storage.tokenizer_fingerprint(tokenizer), options])
+
+
+@contextmanager
+def _opened(output: Path) -> Iterator[int]:
+    """A descriptor to append to `output` with, which no other process then writes."""
+    try:
+        descriptor = os.open(output, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            with storage.exclusive(output):
+                yield descriptor
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise BuildError(
+            f"{output}: cannot be written ({storage.describe(error)}); what is finished is kept"
+        ) from error
+
+
+def _learning_drafter(model: "PreTrainedModel", finished: Sequence[Sequence[int]]) -> Drafter:
+    from hdraft.drafting.hierarchy import HierarchyDrafter
+
+    vocab_size = model.config.get_text_config().vocab_size
+    database = ModelDatabase(vocab_size)
+    for output_ids in finished:
+        database.learn(output_ids)
+    return HierarchyDrafter(vocab_size, model_database=database, learn=True)
+
+
+def _line(index: int, prompt: _Prompt, settings: str, output_ids: Sequence[int]) -> bytes:
+    fields = {"index": index, "prompt": prompt.hash, "settings": settings, "output_ids": output_ids}
+    return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+
+
+def _resume(descriptor: int, output: Path, prompts: Sequence[_Prompt], settings: str) -> list[list[int]]:
+    """The answers that an earlier run finished; a torn last line is cut off, if it is one of ours."""
+    with open(output, "rb") as file:
+        count, whole, line = 0, 0, b"\n"
+        for line in file:
+            if line.endswith(b"\n"):
+                count, whole = count + 1, whole + len(line)
+    if not line.endswith(b"\n") and count < len(prompts):
+        head = _line(count, prompts[count], settings, ()).partition(b"]")[0]
+        if line.startswith(head) or head.startswith(line):
+            os.ftruncate(descriptor, whole)
+    finished: list[list[int]] = []
+    for where, record, _ in json_lines(output):
+        index = len(finished)
+        if record.get("settings") != settings:
+            raise BuildError(f"{where}: is not by this model with these settings: choose another file")
+        if index >= len(prompts) or record.get("index") != index or record.get("prompt") != prompts[index].hash:
+            raise BuildError(f"{where}: answers another prompt than the prompts file has there: choose another file")
+        finished.append(id_list(record.get("output_ids"), where, "output_ids").tolist())
+    return finished
+
+
+def _append(descriptor: int, line: bytes) -> None:
+    """Write a line and sync it, or leave the file as it was."""
+    size = os.fstat(descriptor).st_size
+    try:
+        rest = memoryview(line)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    except BaseException:
+        os.ftruncate(descriptor, size)
+        raise
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()[:16]
