@@ -1,0 +1,19 @@
+"""The draft-verify loop for Hugging Face models."""
+
+from hdraft.decoding.cache import GrowingCache
+from hdraft.decoding.costs import measure_costs
+from hdraft.decoding.generate import custom_generate, generate
+from hdraft.decoding.statistics import Statistics
+from hdraft.decoding.stream import StreamedToken, stream
+from hdraft.decoding.support import UnsupportedError
+
+__all__ = [
+    "GrowingCache",
+    "Statistics",
+    "StreamedToken",
+    "UnsupportedError",
+    "custom_generate",
+    "generate",
+    "measure_costs",
+    "stream",
+]

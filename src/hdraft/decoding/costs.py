@@ -1,0 +1,71 @@
+"""What a step costs over n draft tokens: measured once for a process and a model, then frozen."""
+
+from time import perf_counter
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import PreTrainedModel
+
+from hdraft.decoding.probe import draft_shape
+from hdraft.decoding.target import Target
+from hdraft.drafting.tree import DraftTree
+
+SIZES = (0, 64, 16, 4, 32, 8, 1, 2)
+"""Numbers of draft tokens, the most telling first: a slow model is measured at the first of them only."""
+
+CACHED = 128
+"""Tokens of text before the draft."""
+
+SECONDS = 1.5
+"""The time to spend, if two passes fit into it."""
+
+_measured: WeakKeyDictionary[PreTrainedModel, npt.NDArray[np.float64]] = WeakKeyDictionary()
+
+
+def measure_costs(model: PreTrainedModel) -> npt.NDArray[np.float64]:
+    """float64[65], the seconds of a step over 0, 1, …, 64 draft tokens: medians, interpolated, never falling.
+
+    The first call for a model takes up to about 1.5 s; later ones return the same array.
+    """
+    if model not in _measured:
+        _measured[model] = _measure(model)
+    return _measured[model]
+
+
+@torch.no_grad()
+def _measure(model: PreTrainedModel) -> npt.NDArray[np.float64]:
+    started = perf_counter()
+    shape = draft_shape(model)
+    target = Target(model, shape)
+    # room for the longest draft below every position limit
+    room = min(target.deepest_draft(1), CACHED + max(SIZES)) + 1
+    longest = max(SIZES) if shape == "chain" else 1
+    target.forward(np.zeros(max(1, min(CACHED, room - longest - 1)), np.int64))
+    length = target.length
+    text = np.zeros(1, np.int64)
+
+    def step(size: int) -> float:
+        parents = range(-1, size - 1) if shape == "chain" else [-1] * size
+        tree = DraftTree(np.zeros(size), np.array(parents, np.int32))
+        begin = perf_counter()
+        target.forward(text, tree).argmax(-1).tolist()
+        end = perf_counter()
+        target.cache.keep(length, [])
+        target.length = length
+        return end - begin
+
+    step(0)
+    times: dict[int, list[float]] = {}
+    for _ in range(5):
+        for size in SIZES:
+            if shape == "tree" or size + 2 <= room:
+                if len(times) > 1 and perf_counter() - started > SECONDS:
+                    break
+                times.setdefault(size, []).append(step(size))
+    sizes = sorted(times)
+    medians = np.maximum.accumulate([np.median(times[size]) for size in sizes])
+    costs = np.interp(np.arange(max(SIZES) + 1), sizes, medians)
+    costs.flags.writeable = False
+    return costs

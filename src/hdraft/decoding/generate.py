@@ -1,0 +1,233 @@
+"""`generate`: what `model.generate` gives for one sequence, in fewer forward passes.
+
+transformers prepares every argument itself: the loop runs as `generate`'s callable `custom_generate`.
+"""
+
+from collections.abc import Callable, Generator, Mapping
+from inspect import signature
+from itertools import chain
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+from transformers import (
+    EosTokenCriteria,
+    GenerationConfig,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    PreTrainedModel,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+from transformers.generation.streamers import BaseStreamer
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from hdraft.decoding.costs import measure_costs
+from hdraft.decoding.loop import Step, draft_and_verify
+from hdraft.decoding.options import (
+    check_arguments,
+    check_model_arguments,
+    check_options,
+    check_prepared,
+    check_vocabulary,
+)
+from hdraft.decoding.probe import draft_shape
+from hdraft.decoding.statistics import Statistics
+from hdraft.decoding.support import check_model
+from hdraft.decoding.target import Target
+from hdraft.decoding.verification import Argmax, Processed
+from hdraft.drafting.drafter import UNLIMITED, Drafter
+
+Output = Tensor | GenerateDecoderOnlyOutput
+Steps = Generator[Step, None, Output]
+"""The steps of a request, and at the end what `generate` returns."""
+
+T = TypeVar("T")
+
+
+def generate(
+    model: PreTrainedModel,
+    input_ids: Tensor | None = None,
+    drafter: Drafter | None = None,
+    *,
+    budget: int = 64,
+    statistics: Statistics | None = None,
+    costs: npt.NDArray[np.float64] | None = None,
+    **options: Any,
+) -> Output:
+    """Generate as `model.generate(input_ids, **options)` does, token for token, in fewer forward passes.
+
+    Args:
+        model: a decoder with a key-value cache.
+        input_ids: int[1, length], the prompt; None starts from the model's bos token.
+        drafter: proposes the tokens to verify; None for ordinary decoding.
+        budget: the most draft tokens in one step; 0 switches drafting off.
+        statistics: filled in while it runs.
+        costs: float[m], the time of a step over 0, 1, 2, … draft tokens, for a drafter that weighs it. Measured once
+            for the model if the drafter wants it and None is given.
+        options: everything else that `model.generate` takes; `docs/generate.md` lists what is refused.
+
+    Returns:
+        What `model.generate` returns: int[1, length + new], or a `GenerateDecoderOnlyOutput` if
+        `return_dict_in_generate` asks for it, whose `past_key_values` a later `hdraft.generate` can go on from.
+
+    Raises:
+        UnsupportedError: before any work, for a model or an option that cannot be honoured.
+        ValueError: an empty prompt, one of another shape, or a drafter for a larger vocabulary.
+    """
+    method = custom_generate(
+        drafter, budget=budget, statistics=statistics, costs=costs, streamer=options.get("streamer")
+    )
+    output: Output = call(model, input_ids, method, options)
+    return output
+
+
+def custom_generate(
+    drafter: Drafter | None = None,
+    *,
+    budget: int = 64,
+    statistics: Statistics | None = None,
+    costs: npt.NDArray[np.float64] | None = None,
+    streamer: BaseStreamer | None = None,
+) -> Callable[..., Output]:
+    """The loop as `model.generate(…, custom_generate=…)` takes it; the arguments are those of `generate`.
+
+    Used bare it lacks what `generate` does around it: `model.generate` hands it neither `streamer` (give it here) nor
+    `tokenizer` (so `stop_strings` fails), drops `assistant_model` in silence, and runs an encoder before it refuses.
+    """
+    start = starter(drafter, budget, statistics, costs, streamer)
+
+    def run(model: PreTrainedModel, input_ids: Tensor, **prepared: Any) -> Output:
+        steps = start(model, input_ids, **prepared)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+
+    return run
+
+
+def starter(
+    drafter: Drafter | None,
+    budget: int,
+    statistics: Statistics | None,
+    costs: npt.NDArray[np.float64] | None,
+    streamer: BaseStreamer | None,
+) -> Callable[..., Steps]:
+    """A function from what `model.generate` has prepared to the steps of the request, which have not begun."""
+
+    def start(
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        past_key_values: Any = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **arguments: Any,
+    ) -> Steps:
+        check_model(model)
+        check_options(vars(generation_config))
+        check_model_arguments(arguments)
+        continued = past_key_values is not None and past_key_values.get_seq_length() > 0
+        cache = past_key_values if continued else None  # an empty one is `generate`'s
+        check_prepared(model, input_ids, cache, attention_mask, position_ids, generation_config)
+        check_vocabulary(model, drafter)
+        shape = draft_shape(model)
+        measured = costs
+        if measured is None and budget > 0 and getattr(drafter, "uses_costs", False):
+            measured = measure_costs(model)
+        limits = [criterion.max_length for criterion in stopping_criteria if isinstance(criterion, MaxLengthCriteria)]
+        max_length = min(limits, default=UNLIMITED)
+        choice = _choice(input_ids.long(), logits_processor, stopping_criteria, generation_config, max_length)
+        target = Target(model, shape, cache, attention_mask, position_ids)
+        return _with_output(
+            draft_and_verify(
+                target,
+                choice,
+                drafter,
+                budget,
+                measured,
+                max_length,
+                generation_config.prefill_chunk_size,
+                streamer,
+                Statistics() if statistics is None else statistics,
+            ),
+            target,
+            choice,
+            streamer,
+            generation_config,
+        )
+
+    return start
+
+
+def call(model: PreTrainedModel, input_ids: Tensor | None, method: Callable[..., T], options: Mapping[str, Any]) -> T:
+    """`model.generate` with the loop in it, after every check that can be made without it."""
+    check_model(model)
+    prompt, options = check_arguments(input_ids, options)
+    of_model = options.keys() & signature(model.forward).parameters.keys()
+    check_model_arguments({name: options[name] for name in of_model})
+    _prepare_options(model, options)
+    output: T = cast(Any, model).generate(prompt, custom_generate=method, **options)
+    return output
+
+
+def _prepare_options(model: PreTrainedModel, options: dict[str, Any]) -> None:
+    """Refuse early, and make the criterion for stop strings: `generate` withholds the tokenizer from custom methods."""
+    known = vars(model.generation_config)
+    chosen = vars(options.get("generation_config") or model.generation_config)
+    complete = known | {name: value for name, value in chosen.items() if value is not None} | options
+    check_options(complete)
+    tokenizer = options.pop("tokenizer", None)
+    if complete["stop_strings"] is not None and tokenizer is not None:
+        given = options.get("stopping_criteria") or ()
+        stop = StopStringCriteria(tokenizer=tokenizer, stop_strings=complete["stop_strings"])
+        options["stopping_criteria"] = StoppingCriteriaList([stop, *given])
+        options["stop_strings"] = None
+
+
+def _choice(
+    input_ids: Tensor,
+    processors: LogitsProcessorList,
+    criteria: StoppingCriteriaList,
+    options: GenerationConfig,
+    max_length: int,
+) -> Argmax | Processed:
+    recorded = options.return_dict_in_generate and (options.output_scores or options.output_logits)
+    plain = all(type(criterion) in (MaxLengthCriteria, EosTokenCriteria) for criterion in criteria)
+    if plain and not (options.do_sample or len(processors) or recorded):
+        ends = [criterion.eos_token_id.tolist() for criterion in criteria if isinstance(criterion, EosTokenCriteria)]
+        return Argmax(input_ids, frozenset(chain.from_iterable(ends)), max_length)
+    return Processed(
+        input_ids,
+        processors,
+        criteria,
+        bool(options.do_sample),
+        output_scores=bool(recorded and options.output_scores),
+        output_logits=bool(recorded and options.output_logits),
+    )
+
+
+def _with_output(
+    steps: Generator[Step, None, None],
+    target: Target,
+    choice: Argmax | Processed,
+    streamer: BaseStreamer | None,
+    options: GenerationConfig,
+) -> Steps:
+    yield from steps
+    if streamer is not None:
+        streamer.end()  # type: ignore[no-untyped-call]
+    sequence = choice.sequence()
+    if not options.return_dict_in_generate:
+        return sequence
+    return GenerateDecoderOnlyOutput(
+        sequences=sequence,  # type: ignore[arg-type]
+        scores=choice.scores,  # type: ignore[arg-type]
+        logits=choice.logits,  # type: ignore[arg-type]
+        past_key_values=target.cache,
+    )

@@ -1,0 +1,99 @@
+"""The draft-verify loop: draft a tree, forward it, keep the path that the target itself takes.
+
+The loop is a generator that yields after every step, so that one piece of code serves `generate`, which drains it, and
+`stream`, which hands its tokens on.
+"""
+
+from collections.abc import Generator
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+from hdraft.decoding.statistics import Statistics
+from hdraft.decoding.target import NO_DRAFT, Target
+from hdraft.decoding.verification import Choice, verify
+from hdraft.drafting.drafter import Drafter
+from hdraft.drafting.tree import Source
+
+
+class Step(NamedTuple):
+    """What one forward pass emitted."""
+
+    tokens: list[int]
+    sources: list[Source | None]
+    """For each token, the database that had drafted it; None for the target's own."""
+    finished: bool
+
+
+@torch.no_grad()  # on a generator: set at every resumption, never while the consumer runs
+def draft_and_verify(
+    target: Target,
+    choice: Choice,
+    drafter: Drafter | None,
+    budget: int,
+    costs: npt.NDArray[np.float64] | None,
+    max_length: int,
+    prefill_chunk: int | None,
+    streamer: BaseStreamer | None,
+    statistics: Statistics,
+) -> Generator[Step, None, None]:
+    """Emit tokens until `choice` stops, a `Step` for each forward pass.
+
+    Args:
+        target: at the start of the sequence, or after a part of it.
+        choice: holds the prompt, chooses tokens, and says when to stop.
+        drafter: None for ordinary decoding.
+        budget: the most draft tokens in one step; 0 for ordinary decoding.
+        costs: for the drafter, see `Drafter.session`.
+        max_length: the length of the sequence at which `choice` stops at the latest.
+        prefill_chunk: the most tokens of the prompt in one forward pass; None for all.
+        streamer: is given each token.
+        statistics: filled in.
+    """
+    resumed = perf_counter()
+    prompt = choice.sequence()[0].numpy(force=True)
+    text, length = prompt[target.length :], len(prompt)
+    while prefill_chunk is not None and len(text) > prefill_chunk:
+        target.forward(text[:prefill_chunk])
+        text = text[prefill_chunk:]
+        statistics.seconds_model += perf_counter() - target.called
+        statistics.steps += 1
+        statistics.accepted_lengths.append(0)
+    started = perf_counter()
+    session = drafter.session(prompt, costs) if drafter is not None and budget > 0 else None
+    statistics.seconds_drafting += perf_counter() - started
+    finished = False
+    try:
+        while not finished:
+            if target.restarts(choice.sequence):
+                text = choice.sequence()[0].numpy(force=True)
+            started = perf_counter()
+            depth = min(max_length - length - 1, target.deepest_draft(len(text)))
+            tree = session.propose(budget, depth) if session is not None and depth > 0 else NO_DRAFT
+            if target.own_masks and len(tree):
+                tree = tree.best_chain(budget)
+            drafted = perf_counter()
+            choice.read(target.forward(text, tree))
+            forwarded = perf_counter()
+            tokens, nodes, finished = verify(tree, choice, streamer)
+            target.keep(nodes[: len(tokens) - 1])
+            verified = perf_counter()
+            if session is not None:
+                session.extend(tokens)
+            statistics.seconds_drafting += drafted - started + perf_counter() - verified
+            text, length = np.array(tokens[-1:]), length + len(tokens)
+
+            sources = [Source(source) for source in tree.sources[nodes].tolist()]
+            statistics.add(tokens, sources, len(tree))
+            statistics.seconds_model += forwarded - target.called
+            statistics.seconds += perf_counter() - resumed
+            yield Step(tokens, [*sources, *[None] * (len(tokens) - len(nodes))], finished)
+            resumed = perf_counter()
+    finally:
+        target.restore()
+        if session is not None:
+            session.close()

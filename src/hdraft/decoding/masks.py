@@ -1,0 +1,84 @@
+"""Attention masks over a draft tree, one for each kind of layer.
+
+A step forwards m tokens of text and n draft nodes. The text attends causally; a node attends to the text and to its
+ancestors. A window or a chunk counts positions in the sequence, where a node stands at its depth, and not cache slots,
+where siblings stand one behind the other.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numba import njit
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from hdraft.drafting.tree import DraftTree
+
+UNBOUNDED = 2**62
+
+
+class Span(NamedTuple):
+    """How far back a layer looks: over a window that slides with the token, or over the fixed chunk it lies in."""
+
+    size: int = UNBOUNDED
+    chunked: bool = False
+
+
+def layer_spans(config: PretrainedConfig) -> dict[str, Span] | Span:
+    """The spans of a model's layers: by layer type where its forward takes a mask for each type, else the only one.
+
+    The distinction is that of transformers' `create_masks_for_generate`.
+    """
+    window, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
+    if hasattr(config, "layer_types"):
+        spans = {
+            "full_attention": Span(),
+            "sliding_attention": Span(window or UNBOUNDED),
+            "chunked_attention": Span(chunk or UNBOUNDED, chunked=True),
+        }
+        return {layer_type: spans[layer_type] for layer_type in spans.keys() & set(config.layer_types)}
+    if window is not None:
+        return Span(window)
+    return Span() if chunk is None else Span(chunk, chunked=True)
+
+
+def tree_mask(cached: int, text: int, tree: DraftTree, span: Span) -> Tensor:
+    """bool[1, 1, m + n, k + m + n]: True where a row, of m text tokens and n nodes, may look at a column.
+
+    Args:
+        cached: tokens in the cache; the layer offers the last k = min(cached, span - 1) of them.
+        text: m, tokens of text in this step; at least 1.
+        tree: the n nodes behind them.
+        span: how far back the layer looks.
+    """
+    offered = min(cached, span.size - 1)
+    rows = text + len(tree)
+    mask = np.zeros((rows, offered + rows), np.bool_)
+    _fill(mask, cached, offered, text, tree.parents, tree.depths, span.size, span.chunked)
+    return torch.from_numpy(mask)[None, None]
+
+
+@njit(cache=True, nogil=True)
+def _fill(
+    mask: npt.NDArray[np.bool_],
+    cached: int,
+    offered: int,
+    text: int,
+    parents: npt.NDArray[np.int32],
+    depths: npt.NDArray[np.int32],
+    size: int,
+    chunked: bool,
+) -> None:
+    origin = cached - offered  # the position of column 0
+    root = cached + text - 1  # the position of the last text token
+    for row in range(mask.shape[0]):
+        node = row - text
+        position = cached + row if node < 0 else root + depths[node]
+        earliest = position // size * size if chunked else position - size + 1
+        for column in range(max(earliest - origin, 0), offered + min(row + 1, text)):
+            mask[row, column] = True
+        while node >= 0 and root + depths[node] >= earliest:
+            mask[row, offered + text + node] = True
+            node = parents[node]

@@ -1,0 +1,92 @@
+"""Whether a model of an unknown family verifies draft trees: tried once, on the model itself.
+
+Two branches are forwarded behind a short text, the second is kept, and the text goes on. At every node the logits must
+be those of a plain pass over that node's text. If a tree fails, a chain of which a part is kept is tried.
+"""
+
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hdraft.decoding.support import Shape, UnsupportedError, embedding_weight, known_shape, takes_masks
+from hdraft.decoding.target import Target
+from hdraft.drafting.tree import DraftTree
+
+_probed: WeakKeyDictionary[PreTrainedModel, dict[str, Shape]] = WeakKeyDictionary()
+
+
+def draft_shape(model: PreTrainedModel) -> Shape:
+    """The drafts that the model can verify.
+
+    Raises:
+        UnsupportedError: not even chains.
+    """
+    known = known_shape(model)
+    if known is not None:
+        return known
+    config = model.config.get_text_config(decoder=True)
+    attention = str(config._attn_implementation)
+    by_attention = _probed.setdefault(model, {})
+    if attention not in by_attention:
+        by_attention[attention] = probe(model, ("tree", "chain") if takes_masks(config) else ("chain",))
+    return by_attention[attention]
+
+
+@torch.no_grad()
+def probe(model: PreTrainedModel, shapes: tuple[Shape, ...] = ("tree", "chain")) -> Shape:
+    """The first of `shapes` that works: eight short forward passes each.
+
+    Raises:
+        UnsupportedError: neither gives the logits of plain passes.
+    """
+    reasons = []
+    for shape in shapes:
+        try:
+            difference = _difference(model, shape)
+        except Exception as error:  # whatever an unknown model's forward may raise means that it does not work
+            reasons.append(f"{shape}: {type(error).__name__}: {error}")
+        else:
+            if difference < _tolerance(model.dtype):
+                return shape
+            reasons.append(f"{shape}: logits differ by {difference:.1g} of their spread")
+    raise UnsupportedError(
+        f"{type(model).__name__} does not verify drafts as plain decoding would ({'; '.join(reasons)}):"
+        " use model.generate for it"
+    )
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    """How far rounding may take logits, as a part of their spread; a wrong mask or position goes further."""
+    return 1e-3 if dtype in (torch.float32, torch.float64) else 0.1
+
+
+def _difference(model: PreTrainedModel, shape: Shape) -> float:
+    vocabulary = len(embedding_weight(model))
+    a, b, c, d, e, f, g = (vocabulary // 2 + offset for offset in range(7))
+    text = np.array([a, b, c], np.int64)
+    if shape == "tree":
+        tree = DraftTree([d, e, f, g], [-1, -1, 0, 1])
+        nodes, kept = [[d], [e], [d, f], [e, g]], [1, 3]
+    else:
+        tree = DraftTree([d, e, f], [-1, 0, 1])
+        nodes, kept = [[d], [d, e], [d, e, f]], [0]
+    target = Target(model, shape)
+    logits = target.forward(text, tree)
+    target.keep(kept)
+    after = [int(tree.tokens[node]) for node in kept] + [c]
+    drafted = torch.cat((logits, target.forward(np.array([c], np.int64))))
+    plain = torch.stack([_plain(model, [a, b, c, *node]) for node in ([], *nodes, after)])
+    spread = float(plain.std(dim=-1).max())
+    return float((drafted.float() - plain).abs().max()) / max(spread, 1e-12)
+
+
+def _plain(model: PreTrainedModel, ids: list[int]) -> Tensor:
+    """float32[vocabulary], the logits after the last of `ids`, as `generate` gets them from its first pass."""
+    input_ids = torch.tensor([ids], device=model.device)
+    inputs = cast(Any, model).prepare_inputs_for_generation(input_ids, is_first_iteration=True, use_cache=True)
+    logits: Tensor = model(**inputs, return_dict=True).logits
+    return logits[0, -1].float()

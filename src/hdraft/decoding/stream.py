@@ -1,0 +1,97 @@
+"""`stream`: the tokens of `generate`, one at a time, as they are verified."""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hdraft.decoding.generate import Steps, call, starter
+from hdraft.decoding.statistics import Statistics
+from hdraft.drafting.drafter import Drafter
+from hdraft.drafting.tree import Source
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedToken:
+    """One emitted token.
+
+    Attributes:
+        id: the token.
+        text: the text it completes; '' without a tokenizer, or while a character is incomplete. The pieces of a
+            request join to the decoded whole.
+        source: the database that had drafted it; None for the target's own.
+    """
+
+    id: int
+    text: str
+    source: Source | None
+
+
+def stream(
+    model: PreTrainedModel,
+    input_ids: Tensor | None = None,
+    drafter: Drafter | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    budget: int = 64,
+    statistics: Statistics | None = None,
+    costs: npt.NDArray[np.float64] | None = None,
+    **options: Any,
+) -> Generator[StreamedToken, None, None]:
+    """Yield the tokens that `generate` would return, with the same arguments.
+
+    Arguments are checked at the call; the model runs as the tokens are taken. Closing the generator ends the request.
+
+    Args:
+        tokenizer: decodes the tokens, without special ones, and serves `stop_strings`.
+        model, input_ids, drafter, budget, statistics, costs, options: as for `generate`.
+
+    Raises:
+        UnsupportedError, ValueError: as `generate` does.
+    """
+    start = starter(drafter, budget, statistics, costs, options.get("streamer"))
+    return _tokens(call(model, input_ids, start, {**options, "tokenizer": tokenizer}), tokenizer)
+
+
+def _tokens(steps: Steps, tokenizer: PreTrainedTokenizerBase | None) -> Generator[StreamedToken, None, None]:
+    pieces = None if tokenizer is None else TextPieces(tokenizer)
+    try:
+        for step in steps:
+            last = len(step.tokens) - 1
+            for index, (token, source) in enumerate(zip(step.tokens, step.sources, strict=True)):
+                text = "" if pieces is None else pieces.add(token, last=step.finished and index == last)
+                yield StreamedToken(token, text, source)
+    finally:
+        steps.close()
+
+
+class TextPieces:
+    """Text of a growing token sequence, piece by piece, no character cut in two.
+
+    A token's text can depend on its neighbours (a leading space, bytes of one character). So each piece is the
+    difference between two decodings that start at the same earlier token, and is held back while it ends in an
+    incomplete character, which decodes to U+FFFD.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.context = 0  # decodings start here
+        self.shown = 0  # tokens whose text has been returned
+
+    def add(self, token: int, last: bool = False) -> str:
+        """The text that `token` completes; with the `last` token, all that was held back."""
+        self.ids.append(token)
+        before = self._decode(self.ids[self.context : self.shown])
+        after = self._decode(self.ids[self.context :])
+        if not last and (after.endswith("\ufffd") or len(after) <= len(before)):
+            return ""
+        self.context, self.shown = self.shown, len(self.ids)
+        return after[len(before) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))

@@ -1,0 +1,180 @@
+"""The target model at work on one sequence: forward passes over text and draft tree, and the cache between them."""
+
+import inspect
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hdraft.decoding.cache import GrowingCache
+from hdraft.decoding.masks import Span, layer_spans, tree_mask
+from hdraft.decoding.support import (
+    PositionLimit,
+    Shape,
+    embedding_weight,
+    restore_frequencies,
+    rope_limits,
+    table_limits,
+)
+from hdraft.drafting.drafter import UNLIMITED
+from hdraft.drafting.tree import DraftTree
+
+NO_DRAFT = DraftTree.empty()
+
+LONG_TEXT = 512
+"""Tokens of text in one step above which a draft behind them costs more than it saves: it needs a mask, which forgoes
+the causal kernel that computes half of the attention only."""
+
+
+class Target:
+    """A model and the cache of one sequence.
+
+    Attributes:
+        cache: the keys and values of the tokens verified so far.
+        length: how many those are.
+        called: when the last forward pass began, its inputs ready.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        shape: Shape = "tree",
+        cache: GrowingCache | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> None:
+        """Prepare for a sequence.
+
+        Args:
+            model: the target.
+            shape: "chain" for a model that makes its own masks, where every draft is a single path.
+            cache: an earlier request's, to go on from.
+            attention_mask: int[1, m] over the prompt, 0 for padding; None without padding.
+            position_ids: int[1, m] of the prompt, where they are not 0, 1, 2, …
+        """
+        config = model.config.get_text_config(decoder=True)
+        self.model = model
+        self.device = model.device  # looked up among the parameters: once
+        self.own_masks = shape == "chain"
+        self.spans: dict[str, Span] | Span = Span() if self.own_masks else layer_spans(config)
+        # eager attention adds its mask: a boolean one would be added as 0 and 1
+        self.additive = embedding_weight(model).dtype if config._attn_implementation == "eager" else None
+        scalings = rope_limits(config)
+        self.limits: list[PositionLimit] = scalings + table_limits(model)
+        self.scales = bool(scalings)
+        self.cache = GrowingCache(config) if cache is None else cache
+        self.length: int = self.cache.get_seq_length()
+        self.attention_mask = attention_mask
+        self.position_ids = position_ids
+        # padding before the last prompt token: how far positions lag behind the sequence
+        self.lag = 0 if position_ids is None else position_ids.shape[-1] - 1 - int(position_ids[0, -1])
+        accepted = inspect.signature(model.forward).parameters
+        self.takes_positions = "position_ids" in accepted
+        self.takes_logits_to_keep = "logits_to_keep" in accepted
+        self.restore()
+
+    def restore(self) -> None:
+        """Undo what long texts leave behind in the model, so that tokens do not depend on earlier requests."""
+        if self.scales:
+            restore_frequencies(self.model)
+
+    def deepest_draft(self, text: int) -> int:
+        """How deep a draft behind `text` more tokens may go: not at all, or so far that no position limit is passed."""
+        if text > LONG_TEXT or (text > 1 and self.attention_mask is not None):
+            return 0
+        depth = UNLIMITED
+        for limit in self.limits:
+            for reached in {self.length + text, self.length + text - self.lag}:
+                if reached <= limit.positions:
+                    depth = min(depth, limit.positions - reached)
+                elif not limit.drafts_beyond:
+                    return 0
+        return depth
+
+    def restarts(self, sequence: Callable[[], Tensor]) -> bool:
+        """Whether the model wants the whole sequence, int[1, length + 1], again: Phi-3 at the switch of its longrope.
+
+        If so, the cache is empty afterwards.
+        """
+        if not any(limit.drafts_beyond and limit.positions == self.length for limit in self.limits):
+            return False
+        inputs = cast(Any, self.model).prepare_inputs_for_generation(
+            sequence(), next_sequence_length=1, past_key_values=self.cache, attention_mask=self.attention_mask
+        )
+        if inputs.get("past_key_values") is not None:
+            return False
+        self.cache.reset()  # type: ignore[no-untyped-call]
+        self.length = 0
+        return True
+
+    def forward(self, text: npt.NDArray[np.int64], tree: DraftTree = NO_DRAFT) -> Tensor:
+        """One forward pass over m tokens of text and the tree behind them.
+
+        Args:
+            text: int64[m], the tokens that follow the cached ones; at least one.
+            tree: its n nodes follow the last of them.
+
+        Returns:
+            float[1 + n, vocabulary], the logits after the last text token and after each node.
+        """
+        m, n = len(text), len(tree)
+        inputs: dict[str, object] = {
+            "input_ids": self._device(np.concatenate((text, tree.tokens), dtype=np.int64)[None])
+        }
+        if self.takes_positions:
+            inputs["position_ids"] = self._device(self._positions(m, tree))
+        if self.takes_logits_to_keep:
+            inputs["logits_to_keep"] = n + 1
+        if (mask := self._mask(m, tree)) is not None:
+            inputs["attention_mask"] = mask
+        self.called = perf_counter()
+        outputs = self.model(**inputs, past_key_values=self.cache, use_cache=True, return_dict=True)
+        self.length += m
+        logits: Tensor = outputs.logits[0, -n - 1 :]
+        return logits
+
+    def keep(self, path: list[int]) -> None:
+        """Keep, of the tree just forwarded, the nodes on `path`, in ascending order, and drop the others."""
+        self.cache.keep(self.length, path)
+        self.length += len(path)
+
+    def _device(self, array: npt.NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    def _positions(self, m: int, tree: DraftTree) -> npt.NDArray[np.int64]:
+        positions = np.empty((1, m + len(tree)), np.int64)
+        positions[0, :m] = np.arange(self.length, self.length + m) - self.lag
+        positions[0, m:] = tree.depths + (self.length + m - 1 - self.lag)
+        if self.position_ids is not None and self.length < self.position_ids.shape[-1]:
+            prompt = self.position_ids[0, self.length : self.length + m]
+            positions[0, : len(prompt)] = prompt.numpy(force=True)
+        return positions
+
+    def _mask(self, m: int, tree: DraftTree) -> Tensor | dict[str, Tensor] | None:
+        if self.own_masks or not len(tree):
+            if self.attention_mask is None:
+                return None
+            ones = self.attention_mask.new_ones((1, self.length + m + len(tree)))
+            known = self.attention_mask[:, : ones.shape[1]]
+            ones[:, : known.shape[1]] = known
+            return ones
+        if isinstance(self.spans, Span):
+            return self._tree_mask(m, tree, self.spans)
+        return {layer_type: self._tree_mask(m, tree, span) for layer_type, span in self.spans.items()}
+
+    def _tree_mask(self, m: int, tree: DraftTree, span: Span) -> Tensor:
+        mask = tree_mask(self.length, m, tree, span)
+        if self.attention_mask is not None:
+            origin = self.length + m + len(tree) - mask.shape[-1]
+            known = self.attention_mask[0, origin : self.length + m].bool()
+            mask[..., : len(known)] &= known.to(mask.device)
+        mask = mask.to(self.device, non_blocking=True)
+        if self.additive is None:
+            return mask
+        zeros = torch.zeros(mask.shape, dtype=self.additive, device=mask.device)
+        return zeros.masked_fill_(~mask, torch.finfo(self.additive).min)

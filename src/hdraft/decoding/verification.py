@@ -1,0 +1,146 @@
+"""Verification: the path through a draft tree that the target itself takes.
+
+From the root down, the target's next token is chosen just as `model.generate` would choose it there; while a child
+holds that token, the walk goes on. Every token chosen on the way is the target's own, so the output is the same.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from hdraft.drafting.tree import DraftTree
+
+
+class Choice(Protocol):
+    """How `generate` was asked to choose tokens and to stop."""
+
+    def read(self, logits: Tensor) -> None:
+        """Take in a step's logits, float[1 + n, vocabulary]: row 0 is the root, row 1 + i node i."""
+        ...
+
+    def next_token(self, row: int) -> int:
+        """The token that follows the text so far, which ends at this row."""
+        ...
+
+    def stops(self) -> bool:
+        """Whether generation ends with the token just chosen."""
+        ...
+
+    def sequence(self) -> Tensor:
+        """int[1, length], the prompt and the tokens chosen so far."""
+        ...
+
+
+def verify(tree: DraftTree, choice: Choice, streamer: BaseStreamer | None) -> tuple[list[int], list[int], bool]:
+    """Walk down the tree; `streamer` is given each token after `generate`'s stopping criteria have seen it.
+
+    Returns:
+        The tokens emitted; the nodes that hold them, one short if the last token was not drafted; whether generation
+        ends with the last.
+    """
+    tokens: list[int] = []
+    nodes: list[int] = []
+    node, finished = -1, False
+    while not finished:
+        tokens.append(choice.next_token(node + 1))
+        finished = choice.stops()
+        if streamer is not None:
+            streamer.put(torch.tensor(tokens[-1:]))  # type: ignore[no-untyped-call]
+        node = tree.child(node, tokens[-1]) if len(tree) else -1
+        if node < 0:
+            break
+        nodes.append(node)
+    return tokens, nodes, finished
+
+
+class Argmax:
+    """The most likely token, until an end-of-sequence token or the greatest length: one look at the device a step."""
+
+    scores = logits = None
+
+    def __init__(self, input_ids: Tensor, eos_token_ids: frozenset[int], max_length: int) -> None:
+        self.input_ids = input_ids
+        self.eos_token_ids = eos_token_ids
+        self.room = max_length - input_ids.shape[1]
+        self.tokens: list[int] = []
+
+    def read(self, logits: Tensor) -> None:
+        """See `Choice.read`."""
+        # NumPy's argmax is some twenty times as fast as torch's on a CPU
+        best = logits.float().numpy().argmax(-1) if logits.device.type == "cpu" else logits.argmax(-1)
+        self.best: list[int] = best.tolist()
+
+    def next_token(self, row: int) -> int:
+        """See `Choice.next_token`."""
+        token = self.best[row]
+        self.tokens.append(token)
+        return token
+
+    def stops(self) -> bool:
+        """See `Choice.stops`."""
+        return self.tokens[-1] in self.eos_token_ids or len(self.tokens) >= self.room
+
+    def sequence(self) -> Tensor:
+        """See `Choice.sequence`."""
+        return torch.cat((self.input_ids, self.input_ids.new_tensor([self.tokens])), dim=1)
+
+
+class Processed:
+    """Any logits processors, sampling or not, any stopping criteria: called once a token, in `generate`'s order.
+
+    Attributes:
+        scores, logits: float32[1, vocabulary] for each token, after and before processing; None if not asked for.
+    """
+
+    def __init__(
+        self,
+        input_ids: Tensor,
+        processors: LogitsProcessorList,
+        criteria: StoppingCriteriaList,
+        do_sample: bool,
+        output_scores: bool,
+        output_logits: bool,
+    ) -> None:
+        self.processors = processors
+        self.criteria = criteria
+        self.do_sample = do_sample
+        self.scores: tuple[Tensor, ...] | None = () if output_scores else None
+        self.logits: tuple[Tensor, ...] | None = () if output_logits else None
+        self.length = input_ids.shape[1]
+        self.buffer = input_ids.new_empty((1, self.length + 256))
+        self.buffer[:, : self.length] = input_ids
+
+    def read(self, logits: Tensor) -> None:
+        """See `Choice.read`."""
+        self.rows = logits
+
+    def next_token(self, row: int) -> int:
+        """See `Choice.next_token`."""
+        sequence = self.sequence()
+        # float32 and a copy, as in generate: processors may write to it
+        logits = self.rows[row : row + 1].to(copy=True, dtype=torch.float32, device=sequence.device)
+        scores: Tensor = self.processors(sequence, logits)  # type: ignore[arg-type]
+        if self.scores is not None:
+            self.scores += (scores,)
+        if self.logits is not None:
+            self.logits += (logits,)
+        if self.do_sample:
+            token = torch.multinomial(torch.nn.functional.softmax(scores, dim=-1), num_samples=1)[0]
+        else:
+            token = torch.argmax(scores, dim=-1)
+        if self.length == self.buffer.shape[1]:
+            self.buffer = torch.cat((self.buffer, torch.empty_like(self.buffer)), dim=1)
+        self.buffer[0, self.length] = token[0]
+        self.length += 1
+        return int(token)
+
+    def stops(self) -> bool:
+        """See `Choice.stops`."""
+        return bool(self.criteria(self.sequence(), self.scores))
+
+    def sequence(self) -> Tensor:
+        """See `Choice.sequence`."""
+        return self.buffer[:, : self.length]

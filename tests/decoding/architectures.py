@@ -1,0 +1,196 @@
+"""Small random models of every family that hdraft is tested on, sharp enough that their text is no accident."""
+
+import functools
+import inspect
+
+import tokenizers
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+VOCABULARY = 160
+PROMPT, NEW = 24, 72
+WINDOW = 17  # shorter than the prompt
+SWITCH = 60  # a position in the middle of the text
+
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 9.0],
+    "original_max_position_embeddings": SWITCH,
+}
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": False,
+    "pad_token_id": None,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+MOE = {"num_local_experts": 4, "num_experts_per_tok": 2}
+GPT = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 128,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+FALCON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+
+# name: (class prefix, configuration)
+FAMILIES: dict[str, tuple[str, dict]] = {
+    "llama": ("Llama", SMALL),
+    "llama-dynamic-ntk": ("Llama", SMALL | {"max_position_embeddings": SWITCH, "rope_parameters": DYNAMIC}),
+    "llama-longrope": ("Llama", SMALL | {"max_position_embeddings": 512, "rope_parameters": LONGROPE}),
+    "mistral-sliding": ("Mistral", SMALL | {"sliding_window": WINDOW}),
+    "mixtral": ("Mixtral", SMALL | MOE),
+    "mixtral-sliding": ("Mixtral", SMALL | MOE | {"sliding_window": WINDOW}),
+    "qwen2": ("Qwen2", SMALL),
+    "qwen2-sliding": (
+        "Qwen2",
+        SMALL | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    ),
+    "qwen3": ("Qwen3", SMALL | {"head_dim": 16}),
+    "gemma": ("Gemma", SMALL | {"head_dim": 16}),
+    "gemma2": ("Gemma2", SMALL | {"head_dim": 16, "sliding_window": WINDOW, "query_pre_attn_scalar": 16}),
+    "gemma3": (
+        "Gemma3",
+        SMALL
+        | {"head_dim": 16, "sliding_window": WINDOW, "num_hidden_layers": 3, "query_pre_attn_scalar": 16}
+        | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
+    "phi": ("Phi", SMALL),
+    "phi3": ("Phi3", SMALL),
+    "phi3-sliding": ("Phi3", SMALL | {"sliding_window": WINDOW}),
+    "phi3-longrope": (
+        "Phi3",
+        SMALL
+        | {"max_position_embeddings": 512, "original_max_position_embeddings": SWITCH, "rope_parameters": LONGROPE},
+    ),
+    "gpt2": ("GPT2", GPT),
+    "gpt-neox": ("GPTNeoX", SMALL | {"rotary_pct": 0.5}),
+    "gptj": ("GPTJ", GPT | {"rotary_dim": 8}),
+    "opt": (
+        "OPT",
+        {key: value for key, value in SMALL.items() if key != "intermediate_size"}
+        | {"ffn_dim": 96, "word_embed_proj_dim": 64, "max_position_embeddings": 128},
+    ),
+    "falcon-rotary": ("Falcon", FALCON | {"multi_query": True}),
+    "falcon-rotary-new": ("Falcon", FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon-alibi": ("Falcon", FALCON | {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}),
+    "stablelm": ("StableLm", SMALL),
+    "starcoder2": ("Starcoder2", SMALL),
+    "starcoder2-sliding": ("Starcoder2", SMALL | {"sliding_window": WINDOW}),
+    "olmo2": ("Olmo2", SMALL),
+    "cohere": ("Cohere", SMALL | {"logit_scale": 1.0}),
+    "granite": ("Granite", SMALL | {"attention_multiplier": 0.25, "logits_scaling": 2.0, "residual_multiplier": 0.5}),
+    "deepseek-v3": (
+        "DeepseekV3",
+        SMALL
+        | {
+            "num_key_value_heads": 4,
+            "q_lora_rank": 32,
+            "kv_lora_rank": 32,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 16,
+        }
+        | {"v_head_dim": 12, "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2}
+        | {"moe_intermediate_size": 32, "first_k_dense_replace": 1},
+    ),
+    "gpt-oss": (
+        "GptOss",
+        SMALL
+        | MOE
+        | {"head_dim": 16, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "bloom": ("Bloom", GPT | {"hidden_size": 64}),
+    "mpt": ("Mpt", {"vocab_size": VOCABULARY, "d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 128}),
+}
+CHAINS = {"bloom", "mpt", "falcon-alibi", "gpt-neo"}
+EAGER_ONLY = {"bloom", "gemma2", "gpt-neo", "gpt-oss", "gptj", "mpt"}  # transformers has no SDPA for them
+TEXT: dict[str, tuple[str, dict]] = {"llama-text": ("Llama", SMALL | {"vocab_size": 320})}
+UNLISTED: dict[str, tuple[str, dict]] = {  # tried by the probe
+    "cohere2": ("Cohere2", SMALL | {"sliding_window": WINDOW, "logit_scale": 1.0}),
+    "olmo": ("Olmo", SMALL),
+    "glm4": ("Glm4", SMALL | {"head_dim": 16}),
+    "llama4": (
+        "Llama4",
+        SMALL
+        | MOE
+        | {"head_dim": 16, "intermediate_size_mlp": 96, "attention_chunk_size": WINDOW}
+        | {
+            "layer_types": ["chunked_attention", "full_attention"],
+            "no_rope_layers": [1, 0],
+            "interleave_moe_layer_step": 2,
+        },
+    ),
+    "gpt-neo": (
+        "GPTNeo",
+        {"vocab_size": VOCABULARY, "hidden_size": 64, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 128}
+        | {"attention_types": [[["global", "local"], 1]], "window_size": WINDOW}
+        | {"tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": None},
+    ),
+}
+
+
+def attentions(name: str) -> tuple[str, ...]:
+    return ("eager",) if name in EAGER_ONLY else ("eager", "sdpa")
+
+
+@functools.cache
+def build(name: str, attention: str = "sdpa") -> PreTrainedModel:
+    prefix, options = (FAMILIES | UNLISTED | TEXT)[name]
+    config_class = getattr(transformers, f"{prefix}TextConfig", None) or getattr(transformers, f"{prefix}Config")
+    model_class = getattr(transformers, f"{prefix}ForCausalLM", None) or getattr(transformers, f"{prefix}LMHeadModel")
+    config = config_class(**options)
+    config._attn_implementation = attention
+    torch.manual_seed(sum(map(ord, name)))
+    model = model_class(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:  # projections that keep or raise the spread of their input
+                parameter.normal_(0, 1.5 * parameter.shape[-1] ** -0.5)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Embedding):
+                module.weight.normal_(0, 1)
+        model.get_output_embeddings().weight.normal_(0, 0.4)
+    assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight or name in CHAINS
+    return model
+
+
+@functools.cache
+def build_tokenizer(kind: str = "text"):
+    """320 entries of plain text; every byte ("bytes"); or words marked with ▁, with bytes to fall back to ("words")."""
+    corpus = [inspect.getsource(inspect)] if kind == "text" else ["Zwölf Boxkämpfer jagen Viktor, und das oft.\n"] * 9
+    if kind == "words":
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(byte_fallback=True, unk_token="<unk>"))
+        special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+        steps = (tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse())
+        tokenizer.decoder = tokenizers.decoders.Sequence([*steps, tokenizers.decoders.Strip(" ", 1, 0)])
+        trainer = tokenizers.trainers.BpeTrainer(vocab_size=330, special_tokens=special, show_progress=False)
+    else:
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = tokenizers.decoders.ByteLevel()
+        alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet() if kind == "bytes" else []
+        trainer = tokenizers.trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(corpus, trainer)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)

@@ -1,0 +1,210 @@
+"""What cannot be honoured is refused before any forward pass, by name, with the reason and the way out."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from architectures import PROMPT, SMALL, VOCABULARY, build
+from oracle import OracleDrafter
+from transformers import DynamicCache, GenerationConfig
+
+from hdraft.decoding import UnsupportedError, custom_generate, generate, options
+
+WAY_OUT = re.compile(
+    r"model\.generate|leave it out|call (it|generate) once for each|heal_tokens|hdraft\.generate|load "
+)
+
+
+def prompt(length=PROMPT):
+    return torch.arange(2, 2 + length)[None]
+
+
+@pytest.fixture
+def model(monkeypatch):
+    """A model that must not be run."""
+    model = build("llama")
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError("a forward pass before the refusal")
+
+    monkeypatch.setattr(model, "forward", forbidden)
+    return model
+
+
+def refusal(call, *args, **kwargs):
+    with pytest.raises(UnsupportedError) as caught:
+        call(*args, **kwargs)
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 250
+    assert WAY_OUT.search(message), message
+    assert isinstance(caught.value, ValueError)
+    return message
+
+
+OPTIONS = {
+    "num_beams": 3,
+    "num_beam_groups": 2,
+    "diversity_penalty": 0.5,
+    "num_return_sequences": 2,
+    "constraints": ["x"],
+    "force_words_ids": [[1]],
+    "penalty_alpha": 0.6,
+    "dola_layers": "high",
+    "prompt_lookup_num_tokens": 3,
+    "assistant_early_exit": 1,
+    "use_mtp": True,
+    "is_assistant": True,
+    "cache_implementation": "static",
+    "token_healing": True,
+    "output_attentions": True,
+    "output_hidden_states": True,
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("through", ["keyword", "generation_config"])
+def test_options(model, name, through):
+    kwargs = {name: OPTIONS[name]}
+    if through == "generation_config":
+        config = GenerationConfig()
+        setattr(config, name, OPTIONS[name])
+        kwargs = {"generation_config": config}
+    message = refusal(generate, model, prompt(), max_new_tokens=5, **kwargs)
+    assert message.startswith(name)
+
+
+def test_every_refused_option_is_tested():
+    assert OPTIONS.keys() == options.REFUSED.keys()
+
+
+def test_every_option_of_generate_is_classified():
+    known = {name for name in vars(GenerationConfig()) if not name.startswith("_")} - {"transformers_version"}
+    groups = [options.HONOURED, options.WITHOUT_EFFECT, set(options.REFUSED)]
+    assert known - set().union(*groups) == set()
+    assert sum(map(len, groups)) == len(set().union(*groups))
+
+
+def test_the_docs_list_every_option():
+    text = (Path(__file__).parents[2] / "docs" / "generate.md").read_text()
+    for name in options.HONOURED | options.WITHOUT_EFFECT | options.REFUSED.keys() | options.REFUSED_ARGUMENTS.keys():
+        assert f"`{name}`" in text, name
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"assistant_model": build("llama")},
+        {"assistant_tokenizer": "x"},
+        {"custom_generate": "transformers-community/dola"},
+        {"synced_gpus": True},
+        {"inputs_embeds": torch.zeros(1, 3, 64)},
+        {"past_key_values": DynamicCache()},
+    ],
+    ids=lambda arguments: next(iter(arguments)),
+)
+def test_arguments(model, arguments):
+    assert refusal(generate, model, prompt(), **arguments).startswith(next(iter(arguments)))
+
+
+def test_arguments_for_the_model(monkeypatch):
+    model = build("gpt2")
+    monkeypatch.setattr(model.transformer, "forward", None)
+    types = torch.zeros(1, PROMPT, dtype=torch.long)
+    assert refusal(generate, model, prompt(), token_type_ids=types).startswith("token_type_ids")
+
+
+def test_typos_are_reported_by_transformers(model):
+    with pytest.raises(ValueError, match="max_new_token"):
+        generate(model, prompt(), max_new_token=3)
+
+
+def test_batches(model):
+    assert "batch of 2" in refusal(generate, model, prompt().repeat(2, 1))
+    assert "batch of 2" in refusal(model.generate, prompt().repeat(2, 1), custom_generate=custom_generate())
+
+
+@pytest.mark.parametrize(
+    "ids, reason",
+    [
+        (torch.empty(1, 0, dtype=torch.long), "empty"),
+        (torch.tensor([3, 4]), r"shape \[1, length\]"),
+        ([[3, 4]], r"shape \[1, length\]"),
+    ],
+    ids=["empty", "flat", "list"],
+)
+def test_prompts(model, ids, reason):
+    with pytest.raises(ValueError, match=reason):
+        generate(model, ids)
+
+
+def test_two_prompts(model):
+    with pytest.raises(ValueError, match="pass one"):
+        generate(model, prompt(), inputs=prompt())
+
+
+def test_a_drafter_for_a_larger_vocabulary(model):
+    with pytest.raises(ValueError, match="build it for this model"):
+        generate(model, prompt(), OracleDrafter(VOCABULARY + 1, [], 0))
+
+
+def test_a_cache_or_a_mask_for_another_sequence(model):
+    with pytest.raises(ValueError, match="pass the whole sequence"):
+        generate(model, prompt(), attention_mask=torch.ones(1, PROMPT + 2, dtype=torch.long))
+    output = generate(build("mistral-sliding"), prompt(), max_new_tokens=4, return_dict_in_generate=True)
+    with pytest.raises(ValueError, match="pass the whole sequence"):
+        generate(build("mistral-sliding"), prompt(), past_key_values=output.past_key_values)
+
+
+def test_no_cache_where_that_changes_tokens():
+    assert "use_cache" in refusal(generate, build("llama-dynamic-ntk"), prompt(), use_cache=False)
+
+
+RECURRENT = {
+    "Mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
+    "Rwkv": {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32},
+    "Lfm2": SMALL,
+    "Lfm2-conv": SMALL | {"layer_types": ["conv", "full_attention"]},
+    "Qwen3Next": SMALL
+    | {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+    | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+    | {"layer_types": ["linear_attention", "full_attention"], "head_dim": 16},
+    "RecurrentGemma": {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "attention_window_size": 8},
+    "Jamba": SMALL | {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "use_mamba_kernels": False},
+    "FalconH1": SMALL | {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_state": 8, "mamba_d_head": 8},
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_and_convolutional_states(name):
+    prefix = name.split("-")[0]
+    config = getattr(transformers, f"{prefix}Config")(**{"vocab_size": VOCABULARY} | RECURRENT[name])
+    with torch.device("meta"):  # refused by its configuration: no weights needed
+        model = getattr(transformers, f"{prefix}ForCausalLM")(config)
+    message = refusal(generate, model, prompt())
+    assert type(model).__name__ in message and "dropped" in message
+
+
+def test_encoder_decoders():
+    config = transformers.T5Config(vocab_size=VOCABULARY, d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2)
+    assert "encoder-decoder" in refusal(generate, transformers.T5ForConditionalGeneration(config), prompt())
+
+
+def test_no_language_modelling_head():
+    assert "head" in refusal(generate, transformers.LlamaModel(build("llama").config), prompt())
+
+
+def test_a_model_that_verifies_nothing():
+    class Forgetful(transformers.LlamaForCausalLM):
+        """Adds to its logits how many tokens it was given: a pass over several is unlike several passes."""
+
+        def forward(self, input_ids=None, **kwargs):
+            output = super().forward(input_ids, **kwargs)
+            output.logits = output.logits + input_ids.shape[1] * torch.arange(output.logits.shape[-1])
+            return output
+
+    config = transformers.LlamaConfig(**SMALL)
+    config.model_type = "unheard-of"
+    message = refusal(generate, Forgetful(config).eval(), prompt(), OracleDrafter(VOCABULARY, [], 0))
+    assert "tree" in message and "chain" in message

@@ -1,0 +1,102 @@
+"""`stream` yields the tokens of `generate`, their text in pieces that join, and ends cleanly when it is left."""
+
+import pytest
+import torch
+from architectures import NEW, PROMPT, VOCABULARY, build, build_tokenizer
+from oracle import OracleDrafter
+
+from hdraft.decoding import Statistics, StreamedToken, UnsupportedError, generate, stream
+from hdraft.decoding.stream import TextPieces
+from hdraft.drafting.tree import Source
+
+
+def prompt(length=PROMPT, seed=5):
+    return torch.randint(2, VOCABULARY, (1, length), generator=torch.Generator().manual_seed(seed))
+
+
+def oracle(model, ids, **options):
+    torch.manual_seed(1)
+    tokens = model.generate(ids, **options)[0].tolist()
+    return OracleDrafter(model.config.vocab_size, tokens, ids.shape[1])
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "top_k": 7}], ids=["greedy", "sampled"])
+def test_streams_what_generate_returns(options):
+    model = build("llama")
+    drafter = oracle(model, prompt(), max_new_tokens=NEW, **options)
+    statistics = Statistics()
+    torch.manual_seed(1)
+    tokens = list(stream(model, prompt(), drafter, max_new_tokens=NEW, statistics=statistics, **options))
+    assert all(isinstance(token, StreamedToken) for token in tokens)
+    assert [token.id for token in tokens] == drafter.sequence[PROMPT:]
+    assert {token.text for token in tokens} == {""}
+    for source in Source:
+        assert sum(token.source is source for token in tokens) == statistics.accepted[source] > 0
+    assert drafter.closed == 1
+
+
+def test_tokens_come_as_they_are_verified_and_without_grad_mode_leaking():
+    model = build("llama")
+    drafter = oracle(model, prompt(), max_new_tokens=NEW)
+    tokens = stream(model, prompt(), drafter, max_new_tokens=NEW)
+    assert not drafter.trees
+    for token in tokens:
+        assert token.id == drafter.sequence[PROMPT]
+        break
+    assert len(drafter.trees) == 1 and drafter.closed == 0
+    assert torch.is_grad_enabled()
+    model.lm_head(torch.zeros(1, 64)).sum().backward()  # the consumer's own work keeps its gradients
+    model.zero_grad()
+    tokens.close()
+    assert drafter.closed == 1
+
+
+def test_text_pieces_join_to_the_whole():
+    model, tokenizer = build("llama-text"), build_tokenizer()
+    ids = tokenizer("The function: ", return_tensors="pt").input_ids
+    drafter = oracle(model, ids, max_new_tokens=NEW)
+    tokens = list(stream(model, ids, drafter, tokenizer=tokenizer, max_new_tokens=NEW))
+    whole = tokenizer.decode(drafter.sequence[ids.shape[1] :], skip_special_tokens=True)
+    assert "".join(token.text for token in tokens) == whole
+    assert len({token.text for token in tokens}) > 5
+
+
+@pytest.mark.parametrize(
+    "text", ["plain text, no more", "Zwölf 🐈‍⬛ jagen 日本語 für 🎉🎉", " leading   spaces", "…\n\tq"]
+)
+@pytest.mark.parametrize("kind", ["bytes", "words"])
+def test_no_character_is_cut(text, kind):
+    tokenizer = build_tokenizer(kind)
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    for end in range(1, len(ids) + 1):
+        pieces = TextPieces(tokenizer)
+        parts = [pieces.add(token, last=index == end - 1) for index, token in enumerate(ids[:end])]
+        assert "".join(parts) == tokenizer.decode(ids[:end], skip_special_tokens=True)
+        assert not any("\ufffd" in part for part in parts[:-1])
+
+
+def test_stop_strings():
+    model, tokenizer = build("llama-text"), build_tokenizer()
+    ids = tokenizer("The model: ", return_tensors="pt").input_ids
+    drafter = oracle(model, ids, max_new_tokens=NEW)
+    stop = tokenizer.decode(drafter.sequence[ids.shape[1] + 9 : ids.shape[1] + 11])
+    options = {"max_new_tokens": NEW, "stop_strings": stop, "tokenizer": tokenizer}
+    tokens = [token.id for token in stream(model, ids, drafter, **options)]
+    assert tokens == model.generate(ids, **options)[0, ids.shape[1] :].tolist()
+    assert len(tokens) < NEW
+
+
+def test_arguments_are_checked_at_the_call():
+    with pytest.raises(UnsupportedError, match="num_beams"):
+        stream(build("llama"), prompt(), num_beams=2)
+    with pytest.raises(ValueError, match="empty"):
+        stream(build("llama"), torch.empty(1, 0, dtype=torch.long))
+
+
+def test_two_streams_at_once():
+    model = build("llama")
+    options = {"max_new_tokens": 20}
+    expected = [generate(model, prompt(seed=seed), **options)[0, PROMPT:].tolist() for seed in (1, 2)]
+    streams = [stream(model, prompt(seed=s), oracle(model, prompt(seed=s), **options), **options) for s in (1, 2)]
+    got = [[a.id, b.id] for a, b in zip(*streams, strict=True)]
+    assert [list(column) for column in zip(*got, strict=True)] == expected
