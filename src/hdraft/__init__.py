@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hdraft.decoding import Statistics, StreamedToken, UnsupportedError, generate, stream
+    from hdraft.decoding import Statistics, StreamedToken, UnsupportedError, custom_generate, generate, measure_costs, stream
     from hdraft.drafting import Drafter, DraftSession, DraftTree, Source
     from hdraft.drafting.baselines import PromptLookupDrafter, RestDrafter
     from hdraft.drafting.hierarchy import HierarchyDrafter
@@ -33,7 +33,9 @@ _MODULES = {
     "StatisticsDatabase": "hdraft.drafting.statistics",
     "StreamedToken": "hdraft.decoding",
     "UnsupportedError": "hdraft.decoding",
+    "custom_generate": "hdraft.decoding",
     "generate": "hdraft.decoding",
+    "measure_costs": "hdraft.decoding",
     "stream": "hdraft.decoding",
 }
 
@@ -53,7 +55,9 @@ __all__ = [
     "StreamedToken",
     "UnsupportedError",
     "__version__",
+    "custom_generate",
     "generate",
+    "measure_costs",
     "stream",
 ]
 

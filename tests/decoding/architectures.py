@@ -3,9 +3,11 @@
 import functools
 import inspect
 
+import pytest
 import tokenizers
 import torch
 import transformers
+from packaging.version import Version
 from transformers import PreTrainedModel
 
 VOCABULARY = 160
@@ -156,6 +158,8 @@ def attentions(name: str) -> tuple[str, ...]:
 
 @functools.cache
 def build(name: str, attention: str = "sdpa") -> PreTrainedModel:
+    if name == "phi3-longrope" and Version(transformers.__version__) < Version("5.20"):
+        pytest.skip("before transformers 5.20, generate loses the text at the switch")
     prefix, options = (FAMILIES | UNLISTED | TEXT)[name]
     config_class = getattr(transformers, f"{prefix}TextConfig", None) or getattr(transformers, f"{prefix}Config")
     model_class = getattr(transformers, f"{prefix}ForCausalLM", None) or getattr(transformers, f"{prefix}LMHeadModel")

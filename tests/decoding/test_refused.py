@@ -144,9 +144,10 @@ def test_two_prompts(model):
         generate(model, prompt(), inputs=prompt())
 
 
-def test_a_drafter_for_a_larger_vocabulary(model):
-    with pytest.raises(ValueError, match="build it for this model"):
-        generate(model, prompt(), OracleDrafter(VOCABULARY + 1, [], 0))
+@pytest.mark.parametrize("more", [1, -1])
+def test_a_drafter_for_another_vocabulary(model, more):
+    with pytest.raises(ValueError, match=f"make the drafter with vocab_size={VOCABULARY}"):
+        generate(model, prompt(), OracleDrafter(VOCABULARY + more, [], 0))
 
 
 def test_a_cache_or_a_mask_for_another_sequence(model):

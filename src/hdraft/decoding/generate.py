@@ -74,7 +74,7 @@ def generate(
 
     Raises:
         UnsupportedError: before any work, for a model or an option that cannot be honoured.
-        ValueError: an empty prompt, one of another shape, or a drafter for a larger vocabulary.
+        ValueError: an empty prompt, one of another shape, or a drafter for another vocabulary.
     """
     method = custom_generate(
         drafter, budget=budget, statistics=statistics, costs=costs, streamer=options.get("streamer")
@@ -136,6 +136,8 @@ def starter(
         cache = past_key_values if continued else None  # an empty one is `generate`'s
         check_prepared(model, input_ids, cache, attention_mask, position_ids, generation_config)
         check_vocabulary(model, drafter)
+        if attention_mask is not None and bool(attention_mask.all()):
+            attention_mask = None  # no padding: as later versions of `generate` say it themselves
         shape = draft_shape(model)
         measured = costs
         if measured is None and budget > 0 and getattr(drafter, "uses_costs", False):

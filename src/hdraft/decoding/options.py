@@ -163,15 +163,16 @@ def check_prepared(
 
 
 def check_vocabulary(model: PreTrainedModel, drafter: Drafter | None) -> None:
-    """Refuse a drafter whose ids the model may not know.
+    """Refuse a drafter that may draft ids that the model does not know, or be given ids that it does not know itself.
 
     Raises:
-        ValueError: its vocabulary is the larger one.
+        ValueError: its vocabulary is not of the model's size.
     """
     known = len(embedding_weight(model))
-    if drafter is not None and drafter.vocab_size > known:
+    if drafter is not None and drafter.vocab_size != known:
         raise ValueError(
-            f"the drafter's vocabulary of {drafter.vocab_size} exceeds the model's {known}: build it for this model"
+            f"the drafter's vocabulary is of {drafter.vocab_size} ids and the model's of {known}:"
+            f" make the drafter with vocab_size={known}"
         )
 
 

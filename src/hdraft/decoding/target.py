@@ -147,9 +147,8 @@ class Target:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
     def _positions(self, m: int, tree: DraftTree) -> npt.NDArray[np.int64]:
-        positions = np.empty((1, m + len(tree)), np.int64)
-        positions[0, :m] = np.arange(self.length, self.length + m) - self.lag
-        positions[0, m:] = tree.depths + (self.length + m - 1 - self.lag)
+        start = self.length - self.lag
+        positions = np.concatenate((np.arange(start, start + m), tree.depths + (start + m - 1)), dtype=np.int64)[None]
         if self.position_ids is not None and self.length < self.position_ids.shape[-1]:
             prompt = self.position_ids[0, self.length : self.length + m]
             positions[0, : len(prompt)] = prompt.numpy(force=True)

@@ -41,6 +41,7 @@ def verify(tree: DraftTree, choice: Choice, streamer: BaseStreamer | None) -> tu
         The tokens emitted; the nodes that hold them, one short if the last token was not drafted; whether generation
         ends with the last.
     """
+    children = {pair: node for node, pair in enumerate(zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True))}
     tokens: list[int] = []
     nodes: list[int] = []
     node, finished = -1, False
@@ -49,7 +50,7 @@ def verify(tree: DraftTree, choice: Choice, streamer: BaseStreamer | None) -> tu
         finished = choice.stops()
         if streamer is not None:
             streamer.put(torch.tensor(tokens[-1:]))  # type: ignore[no-untyped-call]
-        node = tree.child(node, tokens[-1]) if len(tree) else -1
+        node = children.get((node, tokens[-1]), -1)
         if node < 0:
             break
         nodes.append(node)

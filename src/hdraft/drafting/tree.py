@@ -15,8 +15,6 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from hdraft.drafting.kernel import kernel
-
 
 class Source(IntEnum):
     """The database a draft token came from, from the highest temporal locality to the lowest."""
@@ -27,14 +25,6 @@ class Source(IntEnum):
     """D_m: what the target model has generated before."""
     STATISTICS = 2
     """D_s: general text."""
-
-
-@kernel
-def _see_as_parents_do(parents: npt.NDArray[np.int32], mask: npt.NDArray[np.bool_]) -> None:
-    for node in range(len(parents)):
-        parent = parents[node]
-        for other in range(parent + 1):
-            mask[node, other] |= mask[parent, other]
 
 
 class DraftTree:
@@ -116,7 +106,9 @@ class DraftTree:
         """bool[n, n]: row i marks the nodes that node i may attend to, its ancestors and itself."""
         n = len(self)
         mask = np.eye(n, dtype=np.bool_)
-        _see_as_parents_do(self.parents, mask)
+        for node, parent in enumerate(self.parents.tolist()):
+            if parent >= 0:
+                mask[node] |= mask[parent]
         return mask
 
     def child(self, parent: int, token: int) -> int:
