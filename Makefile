@@ -1,0 +1,30 @@
+# `make demo` is all a fresh machine needs: Python 3.11 or later, and the packages that pip fetches once.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test lint clean
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo 'hdraft needs Python 3.11 or later, and $(PYTHON) is not: try `make PYTHON=/path/to/python3.11 …`' >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/hdraft demo
+
+# One thread to a worker: the models of the tests are too small for more.
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+# Leaves build/ alone: it may hold hours of training.
+clean:
+	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,529 @@
+"""The commands: nothing but argument handling. What a command needs is imported inside it, so that `--help` is quick.
+
+Every failure is one line on standard error: exit code 2 for a mistake in what was asked, 1 for what is not the user's
+fault, 130 after Ctrl-C. HDRAFT_DEBUG=1 shows the traceback.
+"""
+
+import errno
+import json
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+import hdraft
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from transformers import PreTrainedTokenizerBase
+
+    from hdraft.drafting import Drafter
+
+USER, MACHINE, INTERRUPTED = 2, 1, 130
+"""Exit codes: whose fault it was."""
+
+app = typer.Typer(
+    help="The same text from a language model, faster: Hierarchy Drafting.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+build = typer.Typer(help="Build a database: D_m from a model's output, D_s from a corpus.", rich_markup_mode=None)
+app.add_typer(build, name="build")
+
+
+class CommandError(ValueError):
+    """Arguments that do not go together; one line that says what to do."""
+
+
+def main() -> None:
+    """Run the command line."""
+    interrupts = []
+
+    def interrupt(*_: object) -> None:
+        interrupts.append(True)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    debugging = os.environ.get("HDRAFT_DEBUG", "0") not in ("", "0")
+    if not debugging:
+        warnings.simplefilter("ignore")
+    try:
+        code = app(sys.argv[1:] or ["--help"], prog_name="hdraft", standalone_mode=False)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own flush at exit complains
+        code = MACHINE
+    except Exception as error:
+        if debugging:
+            traceback.print_exc()
+        message, code = _explain(error)
+        if interrupts:  # while importing, Ctrl-C comes out as some other error
+            code = INTERRUPTED
+        else:
+            print("hdraft:", " ".join(message.split()), file=sys.stderr)
+    sys.exit(code)
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """What to say about an error, and the exit code."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if isinstance(error, typer.TyperException):
+        return error.format_message(), error.exit_code
+    if type(error).__module__.startswith("hdraft."):  # our own errors are refusals, and say what to do
+        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+        return str(error), MACHINE if full else USER
+    if isinstance(error, MemoryError) or any(
+        sign in str(error) for sign in ("out of memory", "can't allocate memory")
+    ):
+        return "out of memory: try a smaller model, --dtype bfloat16, or a shorter text", MACHINE
+    if isinstance(error, OSError) and error.strerror:
+        named = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+        theirs = FileNotFoundError | FileExistsError | NotADirectoryError | IsADirectoryError | PermissionError
+        return named, USER if isinstance(error, theirs) else MACHINE
+    return f"{type(error).__name__}: {error} (a fault of hdraft; HDRAFT_DEBUG=1 shows where)", MACHINE
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """A ValueError in here is about the arguments."""
+    try:
+        yield
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"hdraft {hdraft.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+# --------------------------------------------------------------------- options that several commands take
+
+Model = Annotated[
+    str, typer.Option(metavar="MODEL", help="The target model: a folder, or a name on the Hugging Face Hub.")
+]
+Dtype = Annotated[
+    Literal["auto", "float32", "float16", "bfloat16"],
+    typer.Option(help="The model's number format; auto: the one it is stored in. float32 is exactly lossless."),
+]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, mps; auto: a GPU if there is one.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+ModelDatabaseName = Annotated[
+    str | None, typer.Option("--model-database", metavar="DATABASE", help="D_m: a folder, or a name on the Hub.")
+]
+StatisticsDatabaseName = Annotated[
+    str | None, typer.Option("--statistics-database", metavar="DATABASE", help="D_s: a folder, or a name on the Hub.")
+]
+Budget = Annotated[int, typer.Option(min=0, metavar="N", help="The most tokens drafted in one step.")]
+Tokenizer = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="The target, or its tokenizer: a folder, or a name on the Hub.")
+]
+VocabSize = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="The target's vocabulary, where there is no --tokenizer.")
+]
+EosTokenId = Annotated[
+    int | None, typer.Option(min=0, metavar="ID", help="The id that ends a document, where there is no --tokenizer.")
+]
+Output = Annotated[Path, typer.Option(metavar="FOLDER", file_okay=False, help="Where to write the database.")]
+Chat = Annotated[bool, typer.Option("--chat", help="Send prompts through the model's chat template.")]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", dir_okay=False, help="Write the figures to this file.")
+]
+
+
+# ---------------------------------------------------------------------------------------------- commands
+
+
+@app.command()
+def demo(
+    prompt_id: Annotated[list[str] | None, typer.Option(metavar="ID", help="Only this prompt; repeatable.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N prompts.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """The embedded model, decoding ordinarily and with hdraft: the same tokens, in less time."""
+    _check_writable(json_file)
+    from hdraft.demo import PROMPTS
+    from hdraft.demo.comparison import read_prompts
+    from hdraft.demo.demonstration import demonstrate, load_embedded
+    from hdraft.demo.figures import as_json
+    from hdraft.loading import quieten
+
+    prompts = read_prompts(PROMPTS)
+    if unknown := set(prompt_id or ()) - {prompt.id for prompt in prompts}:
+        known = ", ".join(prompt.id for prompt in prompts)
+        raise CommandError(f"no prompt {', '.join(sorted(unknown))}: there are {known}")
+    prompts = [prompt for prompt in prompts if not prompt_id or prompt.id in prompt_id][:limit]
+    quieten()
+    console = _console()
+    comparisons = demonstrate(prompts, *load_embedded(console), console)
+    if json_file is not None:
+        json_file.write_text(json.dumps(as_json(comparisons), indent=1) + "\n", encoding="utf-8")
+    if not all(comparison.identical for comparison in comparisons):
+        raise typer.Exit(MACHINE)
+
+
+def _positive(value: float | None) -> float | None:
+    if value is not None and value <= 0:
+        raise typer.BadParameter("it must be above 0")
+    return value
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="The text to continue.")] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="A file with the text to continue.")
+    ] = None,
+    chat: Chat = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    model_database: ModelDatabaseName = None,
+    statistics_database: StatisticsDatabaseName = None,
+    budget: Budget = 64,
+    no_draft: Annotated[bool, typer.Option("--no-draft", help="Decode ordinarily.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="The most tokens to write.")] = 256,
+    do_sample: Annotated[
+        bool | None, typer.Option(help="Draw tokens, or take the likeliest; if neither, as the model's settings say.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(metavar="X", callback=_positive)] = None,
+    top_k: Annotated[int | None, typer.Option(metavar="N", min=0)] = None,
+    top_p: Annotated[float | None, typer.Option(metavar="X", min=0, max=1)] = None,
+    min_p: Annotated[float | None, typer.Option(metavar="X", min=0, max=1)] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(metavar="X", callback=_positive)] = None,
+    no_repeat_ngram_size: Annotated[int | None, typer.Option(metavar="N", min=0)] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", min=0, max=2**63 - 1, help="Repeats a sample.")] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Colour tokens by source; say what the run cost.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, at the end.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Continue a text as the model would by itself, in fewer forward passes.
+
+    The text comes from --prompt, --prompt-file or standard input.
+    """
+    text = _read_prompt(prompt, prompt_file)
+    from torch import manual_seed
+
+    from hdraft.decoding import Statistics, stream
+    from hdraft.loading import check_room, encode_prompt, load_drafter, load_target, quieten
+    from hdraft.terminal import legend, show_token
+
+    quieten()
+    target, tokenizer = load_target(model, dtype, device, trust_remote_code)
+    input_ids = encode_prompt(tokenizer, text, chat).to(target.device)
+    check_room(target, input_ids.shape[1], max_new_tokens)
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    if not (target.generation_config.do_sample if do_sample is None else do_sample):
+        for name in (name for name, value in sampling.items() if value is not None):
+            raise CommandError(f"--{name.replace('_', '-')} is for sampling: add --do-sample")
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "do_sample": do_sample,
+        "repetition_penalty": repetition_penalty,
+        "no_repeat_ngram_size": no_repeat_ngram_size,
+        **sampling,
+    }
+    if seed is not None:
+        manual_seed(seed)
+    statistics = Statistics()
+    with _refusals():
+        tokens = stream(
+            target,
+            input_ids,
+            None if no_draft else load_drafter(target, tokenizer, model_database, statistics_database),
+            tokenizer=tokenizer,
+            budget=budget,
+            statistics=statistics,
+            **{name: value for name, value in options.items() if value is not None},
+        )
+    console = _console(plain=not stats)
+    emitted = []
+    for token in tokens:
+        emitted.append(token)
+        if not as_json:
+            show_token(console, token.text, token.source)
+    if as_json:
+        output = {
+            "text": "".join(token.text for token in emitted),
+            "prompt_tokens": input_ids.shape[1],
+            "output_ids": [token.id for token in emitted],
+            "sources": [None if token.source is None else token.source.name.lower() for token in emitted],
+            "statistics": {
+                "steps": statistics.steps,
+                "tokens": statistics.tokens,
+                "mean_accepted_tokens": statistics.mean_accepted_tokens,
+                "drafted": statistics.drafted,
+                "accepted": {source.name.lower(): count for source, count in statistics.accepted.items()},
+                "seconds": statistics.seconds,
+                "seconds_model": statistics.seconds_model,
+                "seconds_drafting": statistics.seconds_drafting,
+            },
+        }
+        print(json.dumps(output, ensure_ascii=False))
+    else:
+        print()
+    if stats:
+        errors = _console(stderr=True)
+        if console.is_terminal:
+            errors.print(legend())
+        errors.print(str(statistics), soft_wrap=True)
+
+
+@build.command("model")
+def build_model(
+    output: Output,
+    generations: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="What the model has written, .jsonl[.gz]; repeatable."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Let this model answer --prompts: a folder, or a Hub name.")
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Prompts, .jsonl[.gz].")] = None,
+    chat: Chat = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="The most tokens of an answer.")] = 512,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    tokenizer: Tokenizer = None,
+    vocab_size: VocabSize = None,
+    eos_token_id: EosTokenId = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """D_m: from what the model has written (--generations), or by letting it write (--model and --prompts).
+
+    What it writes is kept in the file --generations, or else beside the database. Stopped while the model writes,
+    the same command goes on from there.
+    """
+    if (model is None) != (prompts is None):
+        raise CommandError("--model and --prompts belong together: give both, or --generations")
+    if model is None and not generations:
+        raise CommandError("nothing to build from: give --generations, or --model and --prompts")
+    if model is not None and len(generations or ()) > 1:
+        raise CommandError("with --model, --generations is the one file that keeps its output: give one, or none")
+    from hdraft import building
+    from hdraft.loading import load_target, quieten, vocabulary_size
+    from hdraft.terminal import progress
+
+    console = _console(stderr=True)
+    encoder: PreTrainedTokenizerBase | None
+    if model is not None and prompts is not None:
+        quieten()
+        target, encoder = load_target(model, dtype, device, trust_remote_code)
+        vocab_size = vocabulary_size(target)
+        generations = generations or [output.with_name(f"{output.name}.generations.jsonl")]
+        generations[0].parent.mkdir(parents=True, exist_ok=True)
+        with progress(console) as report:
+            building.generate_outputs(
+                target, encoder, prompts, generations[0], max_new_tokens=max_new_tokens, chat=chat, progress=report
+            )
+    else:
+        encoder, vocab_size = _vocabulary(tokenizer, vocab_size, trust_remote_code)
+    with progress(console) as report:
+        database = building.build_model(generations or [], output, encoder, vocab_size, eos_token_id, report)
+    print(f"{output}: {len(database.tokens):,} tokens")
+
+
+@build.command("statistics")
+def build_statistics(
+    output: Output,
+    corpus: Annotated[
+        list[Path],
+        typer.Option(metavar="PATH", help="Text or token ids: .npy, .jsonl[.gz], .txt, .py, a folder; repeatable."),
+    ],
+    tokenizer: Tokenizer = None,
+    vocab_size: VocabSize = None,
+    eos_token_id: EosTokenId = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """D_s: from a corpus."""
+    from hdraft import building
+    from hdraft.terminal import progress
+
+    encoder, vocab_size = _vocabulary(tokenizer, vocab_size, trust_remote_code)
+    with progress(_console(stderr=True)) as report:
+        database = building.build_statistics(corpus, output, encoder, vocab_size, eos_token_id, report)
+    print(f"{output}: {len(database.tokens):,} tokens")
+
+
+@app.command()
+def inspect(
+    database: Annotated[str, typer.Argument(metavar="DATABASE", help="A folder, or a name on the Hub.")],
+) -> None:
+    """What a database holds; verifies its checksums."""
+    from rich.table import Table
+
+    from hdraft import storage
+
+    held = storage.inspect(database)
+    table = Table(show_header=False, box=None)
+    for name, value in held.items():
+        if name != "arrays":
+            table.add_row(name.replace("_", " "), f"{value:.2f}" if isinstance(value, float) else str(value))
+    for name, array in held["arrays"].items():
+        table.add_row(name, f"{array['dtype']}[{array['shape'][0]}], {array['bytes']:,} bytes, checksum verified")
+    _console().print(table)
+
+
+@app.command()
+def replay(
+    traces: Annotated[list[Path], typer.Argument(metavar="TRACE...", help="Recorded requests, .jsonl[.gz].")],
+    method: Annotated[
+        Literal["hd", "published", "pld", "rest"],
+        typer.Option(help="The adaptive hierarchy, the published one, prompt lookup, or REST."),
+    ] = "hd",
+    budget: Budget = 64,
+    model_database: ModelDatabaseName = None,
+    statistics_database: StatisticsDatabaseName = None,
+    order: Annotated[str, typer.Option(metavar="LETTERS", help="published: which of W, S, L to ask.")] = "WSL",
+    level: Annotated[int, typer.Option(metavar="N", help="published: tokens of an n-gram.")] = 5,
+    guess: Annotated[int, typer.Option(metavar="N", help="published: sequences kept for each token.")] = 7,
+    previous_tokens: Annotated[int, typer.Option(metavar="N", help="published: tokens that D_s is asked with.")] = 2,
+    learn: Annotated[bool, typer.Option(help="hd: let finished requests join D_m.")] = False,
+    adaptive: Annotated[
+        bool, typer.Option("--adaptive/--fixed", help="hd: draft as much as --cost makes worthwhile, or to the budget.")
+    ] = False,
+    cost: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", dir_okay=False, help="A JSON list: a step's time over 0, 1, 2, ... draft tokens."),
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Recorded requests through a drafter: mean accepted tokens, exactly, without a model."""
+    _check_writable(json_file)
+    if adaptive != (cost is not None):
+        raise CommandError("--adaptive and --cost belong together: give both, or neither")
+    if method == "rest" and statistics_database is None:
+        raise CommandError("REST drafts from D_s: give --statistics-database")
+    from hdraft.drafting.baselines import PromptLookupDrafter, RestDrafter
+    from hdraft.drafting.hierarchy import HierarchyDrafter
+    from hdraft.drafting.model import ModelDatabase
+    from hdraft.drafting.published import PublishedDrafter
+    from hdraft.drafting.statistics import StatisticsDatabase
+    from hdraft.evaluation.replay import replay as replay_trace
+    from hdraft.evaluation.traces import read_trace
+    from hdraft.terminal import progress
+
+    with _refusals():
+        requests = [request for trace in traces for request in read_trace(trace)]
+        if not requests:
+            raise CommandError(f"no requests in {', '.join(map(str, traces))}")
+        stored = None if model_database is None else ModelDatabase.from_pretrained(model_database)
+        general = None if statistics_database is None else StatisticsDatabase.from_pretrained(statistics_database)
+        largest = max(int(max(each.prompt_ids.max(initial=0), each.output_ids.max(initial=0))) for each in requests)
+        size = next((database.vocab_size for database in (stored, general) if database is not None), largest + 1)
+        drafter: Drafter
+        if method == "hd":
+            drafter = HierarchyDrafter(size, stored, general, learn=learn)
+        elif method == "published":
+            drafter = PublishedDrafter(
+                size, stored, general, level=level, guess=guess, order=order, previous_tokens=previous_tokens
+            )
+        elif method == "rest" and general is not None:
+            drafter = RestDrafter(size, general)
+        else:
+            drafter = PromptLookupDrafter(size)
+        with progress(_console(stderr=True)) as report:
+            result = replay_trace(
+                requests,
+                drafter,
+                budget,
+                costs=_read_costs(cost),
+                progress=lambda done, total: report("replaying", done, total),
+            )
+    figures = result.to_dict()
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    _show_scores(figures)
+
+
+# ----------------------------------------------------------------------------------------------- helpers
+
+
+def _console(*, stderr: bool = False, plain: bool = False) -> "Console":
+    """As wide as the terminal; in a pipe, wide enough for every table."""
+    from rich.console import Console
+
+    console = Console(stderr=stderr, highlight=False, force_terminal=False if plain else None)
+    if not console.is_terminal:
+        console.width = 120
+    return console
+
+
+def _show_scores(figures: dict[str, Any]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    sources = list(figures["categories"]["all"]["accepted_share"])
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("category", "MAT", "steps", "tokens", "drafted/step", *sources):
+        table.add_column(name, justify="left" if name == "category" else "right")
+    for category, score in figures["categories"].items():
+        counts = [f"{score['mat']:.3f}", str(score["steps"]), str(score["tokens"]), f"{score['drafted_per_step']:.1f}"]
+        table.add_row(category, *counts, *(f"{score['accepted_share'][source]:.0%}" for source in sources))
+    console, times = _console(), figures["microseconds"]
+    console.print(table)
+    console.print(f"microseconds a step: mean {times['mean']:.0f}, p50 {times['p50']:.0f}, p99 {times['p99']:.0f}")
+
+
+def _read_costs(file: Path | None) -> Any:
+    """float64[m], or None without a file."""
+    if file is None:
+        return None
+    import numpy as np
+
+    costs = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(costs, list) or not all(isinstance(cost, int | float) for cost in costs):
+        raise CommandError(f"{file} does not hold a JSON list of numbers")
+    return np.array(costs, np.float64)
+
+
+def _check_writable(file: Path | None) -> None:
+    """Refuse before the work what could not be written after it."""
+    if file is not None and not file.absolute().parent.is_dir():
+        raise CommandError(f"cannot write {file}: there is no folder {file.parent}")
+
+
+def _read_prompt(prompt: str | None, file: Path | None) -> str:
+    if prompt is not None and file is not None:
+        raise CommandError("--prompt and --prompt-file are both given: leave one out")
+    if prompt is not None:
+        return prompt
+    if file is None and sys.stdin.isatty():
+        raise CommandError("no prompt: give --prompt TEXT, --prompt-file FILE, or standard input")
+    try:
+        return (sys.stdin.buffer.read() if file is None else file.read_bytes()).decode()
+    except UnicodeDecodeError:
+        raise CommandError(f"{file or 'standard input'} is not UTF-8 text") from None
+
+
+def _vocabulary(name: str | None, vocab_size: int | None, trust_remote_code: bool) -> tuple[Any, int | None]:
+    """The tokenizer, if one is named, and the vocabulary's size: what was asked for, or else the model's."""
+    if name is None:
+        return None, vocab_size
+    from hdraft.loading import load_vocabulary, quieten
+
+    quieten()
+    tokenizer, size = load_vocabulary(name, trust_remote_code)
+    return tokenizer, vocab_size or size

@@ -1,0 +1,109 @@
+"""One prompt decoded both ways: by `model.generate` and by `hdraft.stream`."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hdraft.decoding import Statistics, StreamedToken, stream
+from hdraft.drafting import Drafter, Source
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to continue; the fields are those of a line of `prompts.jsonl`."""
+
+    id: str
+    kind: str
+    prompt: str
+    max_new_tokens: int
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Read a file of prompts."""
+    return [Prompt(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What decoding a prompt both ways gave.
+
+    Attributes:
+        prompt: what was continued.
+        identical: whether both gave the same tokens.
+        tokens: emitted by `model.generate`.
+        seconds_generate: of `model.generate`.
+        seconds_hdraft: of `hdraft.stream`, without the time that its consumer took.
+        statistics: of `hdraft.stream`.
+        sources: its tokens by source; None is the model itself.
+    """
+
+    prompt: Prompt
+    identical: bool
+    tokens: int
+    seconds_generate: float
+    seconds_hdraft: float
+    statistics: Statistics
+    sources: dict[Source | None, int]
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast hdraft was."""
+        return self.seconds_generate / self.seconds_hdraft
+
+    @property
+    def overhead(self) -> float:
+        """The part of hdraft's time that is not in the model's forward passes."""
+        return 1 - self.statistics.seconds_model / self.seconds_hdraft
+
+    def share(self, source: Source | None) -> float:
+        """The part of hdraft's tokens that came from `source`."""
+        return self.sources[source] / sum(self.sources.values())
+
+
+def compare(
+    prompt: Prompt,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    drafter: Drafter,
+    half_time: Callable[[float], None] = lambda seconds: None,
+    show: Callable[[StreamedToken], None] = lambda token: None,
+) -> Comparison:
+    """Continue a prompt greedily with `model.generate`, then with hdraft.
+
+    Args:
+        prompt: what to continue.
+        model: the target.
+        tokenizer: its tokenizer.
+        drafter: what drafts for hdraft.
+        half_time: called between the two, with the seconds that `model.generate` took.
+        show: called with each of hdraft's tokens.
+    """
+    input_ids = tokenizer(prompt.prompt, return_tensors="pt").input_ids
+    options: dict[str, Any] = {"do_sample": False, "max_new_tokens": prompt.max_new_tokens}
+
+    started = perf_counter()
+    ordinary = model.generate(input_ids, **options)  # type: ignore[operator]
+    seconds_generate = perf_counter() - started
+    expected = ordinary[0, input_ids.shape[1] :].tolist()
+    half_time(seconds_generate)
+
+    statistics = Statistics()
+    emitted: list[int] = []
+    sources: dict[Source | None, int] = dict.fromkeys((*Source, None), 0)
+    showing = 0.0
+    started = perf_counter()
+    for token in stream(model, input_ids, drafter, tokenizer=tokenizer, statistics=statistics, **options):
+        received = perf_counter()
+        emitted.append(token.id)
+        sources[token.source] += 1
+        show(token)
+        showing += perf_counter() - received
+    seconds_hdraft = perf_counter() - started - showing
+
+    identical = emitted == expected
+    return Comparison(prompt, identical, len(expected), seconds_generate, seconds_hdraft, statistics, sources)

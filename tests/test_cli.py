@@ -1,0 +1,410 @@
+"""The commands, as a user types them: what they print, and that every mistake is one line and an exit code."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from tiny_model import TEXT, save_tiny_model
+
+import hdraft
+from hdraft import cli
+
+HDRAFT = [sys.executable, "-c", "from hdraft.cli import main; main()"]
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    def run(*arguments: object, stdin: bytes = b"") -> Result:
+        monkeypatch.setattr(sys, "argv", ["hdraft", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capfd.readouterr()
+        return Result(int(end.value.code or 0), out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("other") / "model", text="Two lattes, please.")
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": TEXT * 20}) + "\n" for _ in range(5)))
+    return path
+
+
+@pytest.fixture
+def statistics_database(run: Run, model: Path, corpus: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "D_s"
+    assert run("build", "statistics", "--corpus", corpus, "--tokenizer", model, "--output", folder).code == 0
+    return folder
+
+
+def refused(result: Result, *words: str, code: int = 2) -> None:
+    """One line that says it, and nothing else."""
+    assert result.code == code, result
+    assert result.err.count("\n") == 1, result.err
+    assert result.err.startswith("hdraft: ")
+    assert "Traceback" not in result.err
+    assert not result.out
+    for word in words:
+        assert word in result.err
+
+
+# ------------------------------------------------------------------------------------------- generate
+
+
+def test_generate_writes_what_the_model_writes_by_itself(run: Run, model: Path) -> None:
+    ask = ("generate", "--model", model, "--prompt", TEXT, "--max-new-tokens", 40)
+    drafted, ordinary = run(*ask), run(*ask, "--no-draft")
+    assert (drafted.code, drafted.err) == (0, "")
+    assert drafted.out.strip()
+    assert drafted.out == ordinary.out
+
+
+def test_generate_reads_standard_input_and_files(run: Run, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text(TEXT)
+    ask = ("generate", "--model", model, "--max-new-tokens", 8)
+    expected = run(*ask, "--prompt", TEXT).out
+    assert run(*ask, stdin=TEXT.encode()).out == expected
+    assert run(*ask, "--prompt-file", tmp_path / "prompt.txt").out == expected
+
+
+def test_generate_json(run: Run, model: Path) -> None:
+    ask = ("generate", "--model", model, "--prompt", TEXT, "--max-new-tokens", 40, "--json")
+    answer = json.loads(run(*ask).out)
+    assert len(answer["output_ids"]) == len(answer["sources"]) == answer["statistics"]["tokens"] == 40
+    accepted = answer["statistics"]["accepted"]
+    assert sum(accepted.values()) == sum(source is not None for source in answer["sources"])
+    assert answer["text"] == run(*ask[:-1]).out.removesuffix("\n")
+
+
+def test_generate_samples_the_same_with_the_same_seed(run: Run, model: Path) -> None:
+    ask = ("generate", "--model", model, "--prompt", TEXT, "--max-new-tokens", 16, "--do-sample", "--temperature", 2)
+    first = run(*ask, "--seed", 1).out
+    assert first == run(*ask, "--seed", 1, "--no-draft").out
+    assert first != run(*ask, "--seed", 2).out
+
+
+def test_generate_with_databases_and_statistics(run: Run, model: Path, statistics_database: Path) -> None:
+    ask = ("generate", "--model", model, "--prompt", TEXT, "--max-new-tokens", 16, "--stats")
+    result = run(*ask, "--statistics-database", statistics_database)
+    assert result.code == 0
+    assert "16 tokens in" in result.err
+    assert "\x1b" not in result.out + result.err
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_prompt_is_refused(run: Run, model: Path, text: str) -> None:
+    refused(run("generate", "--model", model, "--prompt", text), "empty")
+    refused(run("generate", "--model", model, stdin=text.encode()), "empty")
+
+
+def test_a_prompt_that_is_not_text_is_refused(run: Run, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompt").write_bytes(b"\xff\xfe")
+    refused(run("generate", "--model", model, "--prompt-file", tmp_path / "prompt"), "UTF-8")
+    refused(run("generate", "--model", model, "--prompt-file", tmp_path / "nothing"), "does not exist")
+    refused(run("generate", "--model", model, "--prompt", "a", "--prompt-file", tmp_path / "prompt"), "leave one out")
+
+
+def damage_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def truncate_weights(folder: Path) -> None:
+    os.truncate(folder / "model.safetensors", 5000)
+
+
+def change_shapes(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
+
+
+def remove_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+
+
+def make_unknown(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "unheard_of"}')
+
+
+def make_encoder_decoder(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "t5", "is_encoder_decoder": true}')
+
+
+def remove_weight(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "word"),
+    [
+        (damage_config, "not a valid JSON"),
+        (truncate_weights, "cannot load"),
+        (change_shapes, "other shapes"),
+        (remove_tokenizer, "tokenizer"),
+        (make_unknown, "unheard_of"),
+        (make_encoder_decoder, "no causal language model"),
+        (remove_weight, "lacks weights, model.norm.weight"),
+    ],
+)
+def test_a_damaged_model_is_refused(run: Run, tmp_path: Path, damage: Callable[[Path], None], word: str) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    damage(folder)
+    refused(run("generate", "--model", folder, "--prompt", "a"), word)
+
+
+def test_a_missing_model_is_refused(run: Run, tmp_path: Path) -> None:
+    refused(run("generate", "--model", tmp_path / "nothing", "--prompt", "a"), "no folder")
+    refused(run("generate", "--model", "./nothing", "--prompt", "a"), "no folder")
+    refused(run("generate", "--model", __file__, "--prompt", "a"), "is a file")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--chat"], "no chat template"),
+        (["--device", "abacus"], "no device"),
+        (["--dtype", "int3"], "--dtype"),
+        (["--temperature", "0.5"], "add --do-sample"),
+        (["--do-sample", "--temperature", "0"], "above 0"),
+        (["--do-sample", "--top-p", "2"], "--top-p"),
+        (["--max-new-tokens", "0"], "--max-new-tokens"),
+        (["--budget", "-1"], "--budget"),
+        (["--budget", "many"], "--budget"),
+        (["--model-database", "nothing"], "no database at nothing"),
+        (["--statistics-database", os.path.dirname(__file__)], "not a database"),
+        (["--unheard-of"], "--unheard-of"),
+    ],
+)
+def test_wrong_arguments_are_refused(run: Run, model: Path, arguments: list[str], words: str) -> None:
+    refused(run("generate", "--model", model, "--prompt", "a", *arguments), words)
+
+
+def test_a_database_for_another_tokenizer_is_refused(run: Run, other_model: Path, statistics_database: Path) -> None:
+    ask = ("generate", "--model", other_model, "--prompt", "a")
+    refused(run(*ask, "--statistics-database", statistics_database), "tokenizer")
+    refused(run(*ask, "--model-database", statistics_database), "model database is needed")
+
+
+# ------------------------------------------------------------------------------------- build and inspect
+
+
+def test_build_and_inspect_statistics(run: Run, statistics_database: Path) -> None:
+    result = run("inspect", statistics_database)
+    assert result.code == 0
+    assert "statistics" in result.out
+    assert "checksum verified" in result.out
+
+
+def test_build_model_from_token_ids(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "outputs.jsonl").write_text('{"output_ids": [5, 6, 7]}\n{"output_ids": [5, 6, 8]}\n')
+    result = run(
+        *("build", "model", "--generations", tmp_path / "outputs.jsonl", "--output", tmp_path / "D_m"),
+        *("--vocab-size", 10, "--eos-token-id", 0),
+    )
+    assert result.code == 0, result
+    assert "model" in run("inspect", tmp_path / "D_m").out
+
+
+def test_build_model_by_generating(run: Run, model: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("def a", "def b", "return")))
+    output = tmp_path / "D_m"
+    ask = ("build", "model", "--model", model, "--prompts", prompts, "--max-new-tokens", 8, "--output", output)
+    result = run(*ask)
+    assert result.code == 0, result
+    generations = tmp_path / "D_m.generations.jsonl"
+    finished = generations.read_text()
+    assert finished.count("\n") == 3
+    generations.write_text(finished[: len(finished) // 2])  # as a kill would leave it
+    assert run(*ask).code == 0
+    assert generations.read_text() == finished
+    assert run("generate", "--model", model, "--prompt", "a", "--model-database", output).code == 0
+
+
+def test_what_no_database_can_be_built_from_is_refused(run: Run, model: Path, corpus: Path, tmp_path: Path) -> None:
+    lines = corpus.read_text().splitlines(keepends=True)
+    corpus.write_text("".join([*lines[:2], '{"text": \n', *lines[2:]]))
+    ask = ("build", "statistics", "--output", tmp_path / "D_s", "--tokenizer", model)
+    refused(run(*ask, "--corpus", corpus), f"{corpus}:3")
+    refused(run(*ask, "--corpus", tmp_path / "nothing"), "no such file")
+    refused(run("build", "statistics", "--output", tmp_path / "D_s", "--corpus", corpus), "tokenizer")
+    refused(run("build", "model", "--output", tmp_path / "D_m"), "--generations")
+    refused(run("build", "model", "--output", tmp_path / "D_m", "--model", model), "--prompts")
+    refused(run("build", "model", "--output", model, "--generations", corpus, "--tokenizer", model), "not a database")
+    assert not (tmp_path / "D_s").exists()
+
+
+def test_a_damaged_database_is_refused(run: Run, model: Path, statistics_database: Path) -> None:
+    suffixes = next(statistics_database.glob("suffixes-*.npy"))
+    whole = suffixes.read_bytes()
+
+    suffixes.write_bytes(whole[:-4] + b"\xff\xff\xff\xff")  # the right size, wrong in the middle
+    refused(run("inspect", statistics_database), suffixes.name)
+    ask = ("generate", "--model", model, "--prompt", TEXT, "--max-new-tokens", 8)
+    assert run(*ask, "--statistics-database", statistics_database).out == run(*ask).out
+
+    suffixes.write_bytes(whole[:-4])
+    refused(run("inspect", statistics_database), suffixes.name)
+    refused(run(*ask, "--statistics-database", statistics_database), suffixes.name)
+
+    manifest = statistics_database / "manifest.json"
+    newer = json.loads(manifest.read_text()) | {"version": 99}
+    manifest.write_text(json.dumps(newer))
+    refused(run("inspect", statistics_database), "upgrade")
+    refused(run("inspect", model), "not a database")
+    refused(run("inspect", statistics_database / "nothing"), "no database")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_the_machines_fault(model: Path) -> None:
+    with open("/dev/full", "w") as full:
+        ask = [*HDRAFT, "generate", "--model", str(model), "--prompt", TEXT, "--max-new-tokens", "4"]
+        result = subprocess.run(ask, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    refused(Result(result.returncode, "", result.stderr), "No space left", code=1)
+
+
+# --------------------------------------------------------------------------------------------- replay
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    request = {"id": "1", "category": "code", "prompt_ids": [5, 6, 7, 8], "output_ids": [5, 6, 7, 8, 5, 6, 7, 8, 0]}
+    path = tmp_path / "trace.jsonl"
+    path.write_text(json.dumps(request) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("method", ["hd", "published", "pld"])
+def test_replay(run: Run, trace: Path, tmp_path: Path, method: str) -> None:
+    result = run("replay", trace, "--method", method, "--budget", 8, "--json", tmp_path / "figures.json")
+    assert result.code == 0, result
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["categories"]["code"]["tokens"] == 9
+    assert f"{figures['categories']['all']['mat']:.3f}" in result.out
+
+
+def test_replay_refuses_what_it_cannot_replay(run: Run, trace: Path, tmp_path: Path) -> None:
+    refused(run("replay", tmp_path / "nothing"), "No such file")
+    refused(run("replay", trace, "--method", "rest"), "--statistics-database")
+    refused(run("replay", trace, "--method", "published", "--order", "XYZ"), "order")
+    refused(run("replay", trace, "--adaptive"), "--cost")
+    (tmp_path / "costs.json").write_text('{"0": 1}')
+    refused(run("replay", trace, "--adaptive", "--cost", tmp_path / "costs.json"), "JSON list")
+    trace.write_text(trace.read_text() + "{\n")
+    refused(run("replay", trace), f"{trace}:2")
+    trace.write_text("")
+    refused(run("replay", trace), "no requests")
+
+
+# --------------------------------------------------------------------------------- what all commands share
+
+
+def test_version_and_help(run: Run) -> None:
+    assert run("--version").out == f"hdraft {hdraft.__version__}\n"
+    for command in ("", "demo", "generate", "build", "build model", "build statistics", "inspect", "replay"):
+        assert f"Usage: hdraft {command}".rstrip() in run(*command.split(), "--help").out
+    assert "Usage: hdraft" in run().out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys, hdraft.cli; print([m for m in ('torch', 'transformers', 'numba', 'numpy') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_unknown_commands_are_refused(run: Run) -> None:
+    refused(run("frobnicate"), "frobnicate")
+    refused(run("build", "frobnicate"), "frobnicate")
+    refused(run("generate"), "--model")
+    refused(run("demo", "--prompt-id", "nothing"), "no prompt nothing")
+    refused(run("demo", "--json", "/nothing/demo.json"), "no folder")
+
+
+def test_a_fault_of_hdraft_is_one_line_and_a_traceback_only_on_request(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("unexpected")
+
+    monkeypatch.setattr("hdraft.loading.load_target", fail)
+    refused(run("generate", "--model", model, "--prompt", "a"), "KeyError", "HDRAFT_DEBUG=1", code=1)
+    monkeypatch.setenv("HDRAFT_DEBUG", "1")
+    result = run("generate", "--model", model, "--prompt", "a")
+    assert result.code == 1
+    assert "Traceback" in result.err
+
+
+def test_out_of_memory_is_the_machines_fault(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr("hdraft.loading.load_target", fail)
+    refused(run("generate", "--model", model, "--prompt", "a"), "out of memory", "smaller model", code=1)
+
+
+@pytest.fixture
+def endless(model: Path) -> Iterator[subprocess.Popen[str]]:
+    """A generation that goes on until it is stopped."""
+    ask = [*HDRAFT, "generate", "--model", str(model), "--prompt", TEXT, "--max-new-tokens", "100000"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(ask, stdout=pipe, stderr=pipe, text=True, errors="replace") as process:
+        assert process.stdout is not None
+        process.stdout.read(1)  # it is running
+        yield process
+        process.kill()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_ctrl_c_ends_quietly(endless: subprocess.Popen[str]) -> None:
+    endless.send_signal(signal.SIGINT)
+    _, err = endless.communicate(timeout=60)
+    assert endless.returncode == 130
+    assert err == ""
+
+
+def test_a_closed_pipe_ends_quietly(endless: subprocess.Popen[str]) -> None:
+    assert endless.stdout is not None and endless.stderr is not None
+    endless.stdout.close()
+    assert endless.stderr.read() == ""
+    assert endless.wait(timeout=60) == 1
+
+
+def test_an_array_of_ids_is_a_corpus(run: Run, tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", np.array([5, 6, 0, 5, 7, 0], np.int32))
+    ask = ("build", "statistics", "--corpus", tmp_path / "ids.npy", "--output", tmp_path / "D_s")
+    assert run(*ask, "--vocab-size", 10, "--eos-token-id", 0).code == 0
+    refused(run(*ask, "--vocab-size", 6, "--eos-token-id", 0), "outside the vocabulary")
+    refused(run(*ask, "--vocab-size", 10, "--eos-token-id", 10), "end-of-sequence")

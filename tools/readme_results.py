@@ -1,0 +1,74 @@
+"""Put what `hdraft demo` measured into README.md, between its markers.
+
+    hdraft demo --json benchmarks/results/demo.json > benchmarks/results/demo.txt
+    python tools/readme_results.py
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+COLUMNS = {
+    "tokens": ("tokens", ".0f"),
+    "seconds_generate": ("`model.generate`", ".2f"),
+    "seconds_hdraft": ("hdraft", ".2f"),
+    "speedup": ("speed-up", ".2f"),
+    "mean_accepted_tokens": ("MAT", ".2f"),
+    "share_D_c": ("D_c", ".0%"),
+    "share_D_m": ("D_m", ".0%"),
+    "share_D_s": ("D_s", ".0%"),
+    "share_model": ("model", ".0%"),
+}
+
+
+def run_excerpt(text: str) -> str:
+    """The first prompt of a captured run, as a code block."""
+    prompts = re.split(r"(?m)^(?=\S+ \([a-z ]+\) ─)", text)
+    return f"```\n{prompts[1].rstrip()}\n```"
+
+
+def results(figures: dict[str, Any]) -> str:
+    """The figures of a run as a table, and what they were measured on."""
+    machine, mean = figures["machine"], figures["mean"]
+    rows = [*figures["prompts"], {"id": "**mean**", **mean}]
+    identical = sum(prompt["identical"] for prompt in figures["prompts"])
+    lines = [
+        f"The embedded model in float32, on {machine['threads']} of {machine['cores']} cores of a processor that calls"
+        f" itself {machine['processor']!r}, torch {machine['torch']}: greedy, one run each, {identical} of"
+        f" {len(figures['prompts'])} outputs identical. Times are in seconds; MAT is the mean accepted tokens, tokens"
+        " emitted for each forward pass; the last columns say where the tokens came from."
+        f" {mean['overhead']:.1%} of hdraft's time is outside the model's forward passes.",
+        "",
+        "| prompt | " + " | ".join(name for name, _ in COLUMNS.values()) + " |",
+        "| --- |" + " ---: |" * len(COLUMNS),
+        *(
+            f"| {row['id']} | " + " | ".join(format(row[key], form) for key, (_, form) in COLUMNS.items()) + " |"
+            for row in rows
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def fill(text: str, marker: str, content: str) -> str:
+    """Replace what is between `<!-- marker: … -->` and `<!-- /marker -->`."""
+    pattern = re.compile(rf"(<!-- {marker}: [^\n]*-->\n).*?(<!-- /{marker} -->)", re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        raise SystemExit(f"README.md has no markers for {marker}")
+    return pattern.sub(lambda match: f"{match[1]}\n{content}\n\n{match[2]}", text)
+
+
+def main() -> None:
+    """Rewrite README.md."""
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    text = fill(text, "run", run_excerpt((RESULTS / "demo.txt").read_text(encoding="utf-8")))
+    text = fill(text, "results", results(json.loads((RESULTS / "demo.json").read_text(encoding="utf-8"))))
+    readme.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
