@@ -7,7 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hdraft.decoding import Statistics, StreamedToken, UnsupportedError, custom_generate, generate, measure_costs, stream
+    from hdraft.decoding import (
+        Statistics,
+        StreamedToken,
+        UnsupportedError,
+        custom_generate,
+        generate,
+        measure_costs,
+        stream,
+    )
     from hdraft.drafting import Drafter, DraftSession, DraftTree, Source
     from hdraft.drafting.baselines import PromptLookupDrafter, RestDrafter
     from hdraft.drafting.hierarchy import HierarchyDrafter

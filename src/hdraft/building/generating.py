@@ -143,9 +143,10 @@ def _opened(output: Path) -> Iterator[int]:
 
 
 def _learning_drafter(model: "PreTrainedModel", finished: Sequence[Sequence[int]]) -> Drafter:
+    from hdraft.decoding.support import embedding_weight
     from hdraft.drafting.hierarchy import HierarchyDrafter
 
-    vocab_size = model.config.get_text_config().vocab_size
+    vocab_size = len(embedding_weight(model))
     database = ModelDatabase(vocab_size)
     for output_ids in finished:
         database.learn(output_ids)
