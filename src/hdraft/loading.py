@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from hdraft.decoding.support import table_limits
+from hdraft.decoding.support import embedding_weight, table_limits
 from hdraft.drafting.hierarchy import HierarchyDrafter
 from hdraft.drafting.model import ModelDatabase
 from hdraft.drafting.statistics import StatisticsDatabase
@@ -80,7 +80,7 @@ def load_vocabulary(name: str, trust_remote_code: bool = False) -> tuple[PreTrai
 
 def vocabulary_size(model: PreTrainedModel) -> int:
     """How many ids the model knows: at least as many as its tokenizer."""
-    return int(model.config.get_text_config().vocab_size)
+    return len(embedding_weight(model))
 
 
 def load_drafter(
