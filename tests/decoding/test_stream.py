@@ -20,7 +20,10 @@ def oracle(model, ids, **options):
     return OracleDrafter(model.config.vocab_size, tokens, ids.shape[1])
 
 
-@pytest.mark.parametrize("options", [{}, {"do_sample": True, "top_k": 7}], ids=["greedy", "sampled"])
+PADDED = {"attention_mask": (torch.arange(PROMPT) >= 3).long()[None]}
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "top_k": 7}, PADDED], ids=["greedy", "sampled", "padded"])
 def test_streams_what_generate_returns(options):
     model = build("llama")
     drafter = oracle(model, prompt(), max_new_tokens=NEW, **options)

@@ -174,7 +174,11 @@ def call(model: PreTrainedModel, input_ids: Tensor | None, method: Callable[...,
     of_model = options.keys() & signature(model.forward).parameters.keys()
     check_model_arguments({name: options[name] for name in of_model})
     _prepare_options(model, options)
-    output: T = cast(Any, model).generate(prompt, custom_generate=method, **options)
+
+    def custom(model: PreTrainedModel, input_ids: Tensor, **prepared: Any) -> T:
+        return method(model, input_ids, **prepared)  # `generate` would itself keep from the model what `method` names
+
+    output: T = cast(Any, model).generate(prompt, custom_generate=custom, **options)
     return output
 
 
