@@ -21,6 +21,7 @@ from hdraft.drafting.hierarchy import HierarchyDrafter
 from hdraft.drafting.model import ModelDatabase
 from hdraft.drafting.published import PublishedDrafter
 from hdraft.drafting.statistics import StatisticsDatabase
+from hdraft.evaluation.machine import machine
 from hdraft.evaluation.replay import ALL, ReplayResult, replay
 from hdraft.evaluation.traces import read_trace
 
@@ -94,7 +95,9 @@ def main() -> None:
     Console().print(table)
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump([{"method": n, "budget": b, **r.to_dict()} for n, b, r in results], file, indent=2)
+            runs = [{"method": n, "budget": b, **r.to_dict()} for n, b, r in results]
+            json.dump({"machine": machine(), "runs": runs}, file, indent=1)
+            file.write("\n")
 
 
 if __name__ == "__main__":

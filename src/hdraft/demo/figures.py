@@ -1,18 +1,15 @@
 """The figures of a demonstration: as a table to look at, and as JSON with the machine they were measured on."""
 
-import os
-import platform
 from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
 import torch
-import transformers
 from rich import box
 from rich.table import Table
 
-import hdraft
 from hdraft.demo.comparison import Comparison
+from hdraft.evaluation.machine import machine
 from hdraft.terminal import NAMES
 
 _FIGURES: dict[str, Callable[[Comparison], float]] = {
@@ -61,16 +58,7 @@ def as_json(comparisons: Sequence[Comparison]) -> dict[str, Any]:
         for each in comparisons
     ]
     return {
-        "machine": {
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "system": platform.system(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "hdraft": hdraft.__version__,
-        },
+        "machine": {**machine(), "threads": torch.get_num_threads()},
         "identical": all(each.identical for each in comparisons),
         "mean": _mean(comparisons),
         "prompts": prompts,
@@ -79,12 +67,3 @@ def as_json(comparisons: Sequence[Comparison]) -> dict[str, Any]:
 
 def _mean(comparisons: Sequence[Comparison]) -> dict[str, float]:
     return {name: fmean(map(figure, comparisons)) for name, figure in _FIGURES.items()}
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
