@@ -92,7 +92,10 @@ def main() -> None:
             f"{times['p99']:.0f}",
             *(f"{result.scores[category].mat:.3f}" for category in categories),
         )
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:
             runs = [{"method": n, "budget": b, **r.to_dict()} for n, b, r in results]

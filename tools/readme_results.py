@@ -1,7 +1,8 @@
-"""Put what `hdraft demo` measured into README.md, between its markers.
+"""Put what was measured into README.md and docs/drafting.md, between their markers.
 
-    hdraft demo --json benchmarks/results/demo.json > benchmarks/results/demo.txt
-    python tools/readme_results.py
+hdraft demo --json benchmarks/results/demo.json > benchmarks/results/demo.txt
+python benchmarks/drafting.py … --json benchmarks/results/drafting.json
+python tools/readme_results.py
 """
 
 import json
@@ -53,21 +54,45 @@ def results(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def fill(text: str, marker: str, content: str) -> str:
-    """Replace what is between `<!-- marker: … -->` and `<!-- /marker -->`."""
+def drafting_results(figures: dict[str, Any]) -> str:
+    """Every method's MAT by category, and its microseconds."""
+    machine, runs = figures["machine"], figures["runs"]
+    categories = list(runs[0]["categories"])
+    columns = ["budget", "drafted a step", "µs p50", "µs p99", *categories]
+    lines = [
+        f"MAT by category; microseconds of propose and extend a step, one thread of {machine['processor']!r}.",
+        "",
+        "| method | " + " | ".join(columns) + " |",
+        "| --- |" + " ---: |" * len(columns),
+    ]
+    for run in runs:
+        drafted, times = run["categories"]["all"]["drafted_per_step"], run["microseconds"]
+        cells = [str(run["budget"]), f"{drafted:.1f}", f"{times['p50']:.0f}", f"{times['p99']:.0f}"]
+        cells += [f"{run['categories'][category]['mat']:.3f}" for category in categories]
+        lines.append(f"| {run['method']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def fill(document: str, marker: str, content: str) -> None:
+    """In a document, replace what is between `<!-- marker: … -->` and `<!-- /marker -->`."""
+    path = ROOT / document
+    text = path.read_text(encoding="utf-8")
     pattern = re.compile(rf"(<!-- {marker}: [^\n]*-->\n).*?(<!-- /{marker} -->)", re.DOTALL)
     if len(pattern.findall(text)) != 1:
-        raise SystemExit(f"README.md has no markers for {marker}")
-    return pattern.sub(lambda match: f"{match[1]}\n{content}\n\n{match[2]}", text)
+        raise SystemExit(f"{document} has no markers for {marker}")
+    path.write_text(pattern.sub(lambda match: f"{match[1]}\n{content}\n\n{match[2]}", text), encoding="utf-8")
+
+
+def read_json(name: str) -> Any:
+    """A results file."""
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
 
 def main() -> None:
-    """Rewrite README.md."""
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    text = fill(text, "run", run_excerpt((RESULTS / "demo.txt").read_text(encoding="utf-8")))
-    text = fill(text, "results", results(json.loads((RESULTS / "demo.json").read_text(encoding="utf-8"))))
-    readme.write_text(text, encoding="utf-8")
+    """Rewrite the documents."""
+    fill("README.md", "run", run_excerpt((RESULTS / "demo.txt").read_text(encoding="utf-8")))
+    fill("README.md", "results", results(read_json("demo.json")))
+    fill("docs/drafting.md", "results", drafting_results(read_json("drafting.json")))
 
 
 if __name__ == "__main__":
