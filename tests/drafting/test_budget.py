@@ -1,4 +1,5 @@
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,40 +10,39 @@ costs_lists = st.lists(st.floats(0.5, 5.0), min_size=1, max_size=20)
 probability_lists = st.lists(st.floats(0.0, 1.0), max_size=19)
 
 
+def grown(rule: BudgetRule, descending: npt.NDArray[np.float64]) -> int:
+    """How many nodes of these probabilities a tree would keep, stopped where no more can pay."""
+    prices = rule.prices(len(rule.costs) - 1)
+    gain, best, best_size, n = 0.0, -prices[0], 0, 0
+    while n < len(descending) and descending[n] >= least_worthwhile(prices, n, gain, best):
+        gain += descending[n]
+        n += 1
+        if gain - prices[n] > best:
+            best, best_size = gain - prices[n], n
+    return best_size
+
+
 def test_the_worked_example_drafts_two() -> None:
-    assert BudgetRule([1.0, 1.1, 1.2, 2.0]).choose(np.array([0.8, 0.5, 0.3])) == 2
+    assert grown(BudgetRule([1.0, 1.1, 1.2, 2.0]), np.array([0.8, 0.5, 0.3])) == 2
 
 
 def test_nothing_is_drafted_where_nothing_is_worth_its_place() -> None:
-    assert BudgetRule([1.0, 1.5, 2.0]).choose(np.array([0.2, 0.2])) == 0
+    assert grown(BudgetRule([1.0, 1.5, 2.0]), np.array([0.2, 0.2])) == 0
 
 
 def test_a_free_node_is_always_worth_its_place() -> None:
-    assert BudgetRule(np.ones(9)).choose(np.full(8, 0.01)) == 8
-
-
-@given(costs_lists, probability_lists)
-def test_the_choice_is_the_best_of_all(costs: list[float], probabilities: list[float]) -> None:
-    descending = np.array(sorted(probabilities, reverse=True)[: len(costs) - 1])
-    rule = BudgetRule(costs)
-    values = [descending[:n].sum() - rule.rate * rule.costs[n] for n in range(len(descending) + 1)]
-    assert values[rule.choose(descending)] == pytest.approx(max(values))
+    assert grown(BudgetRule(np.ones(9)), np.full(8, 0.01)) == 8
 
 
 @given(costs_lists, probability_lists, st.floats(0.5, 4.0))
-def test_stopping_below_the_least_worthwhile_never_loses_the_best(
+def test_stopping_where_no_more_can_pay_never_loses_the_best_size(
     costs: list[float], probabilities: list[float], rate: float
 ) -> None:
     descending = np.array(sorted(probabilities, reverse=True)[: len(costs) - 1])
     rule = BudgetRule(costs, rate)
     prices = rule.prices(len(costs) - 1)
-    gain, best, n = 0.0, -prices[0], 0
-    while n < len(descending) and descending[n] >= least_worthwhile(prices, n, gain, best):
-        gain += descending[n]
-        n += 1
-        best = max(best, gain - prices[n])
     values = [descending[:size].sum() - prices[size] for size in range(len(descending) + 1)]
-    assert best == pytest.approx(max(values))
+    assert values[grown(rule, descending)] == pytest.approx(max(values))
 
 
 def test_the_rate_follows_what_steps_emitted() -> None:

@@ -18,7 +18,7 @@ _PRIOR_STEPS = 4.0
 
 
 class BudgetRule:
-    """Chooses how many nodes of a tree, likeliest first, to verify.
+    """What the nodes of a tree, likeliest first, have to bring to be verified.
 
     Args:
         costs: float[m], the time of a step over 0, 1, 2, … draft tokens, in any unit.
@@ -42,11 +42,6 @@ class BudgetRule:
         """What a step over 0, 1, … n draft tokens costs in tokens, at the going rate: float[n + 1], n <= `budget`."""
         prices: npt.NDArray[np.float64] = self.rate * self.costs[: budget + 1]
         return prices
-
-    def choose(self, probabilities: npt.NDArray[np.floating]) -> int:
-        """How many of the nodes to verify, given their probabilities in descending order."""
-        gain = np.concatenate(((0.0,), np.cumsum(probabilities, dtype=np.float64)))
-        return int(np.argmax(gain - self.prices(len(probabilities))))
 
     def record(self, drafted: int, emitted: int) -> None:
         """Take in one step: `drafted` tokens verified, `emitted` tokens gained."""

@@ -27,8 +27,19 @@ NONE = -(2**62)
 """The handle of a context that never occurred."""
 
 _ROOT = 0
-_TEXT, _NODES, _MATCH = 0, 1, 2  # what `sizes` holds: tokens of text, nodes, the longest match's length
+TEXT, _NODES, MATCH = 0, 1, 2  # what `sizes` holds: tokens of text, nodes, the longest match's length
 _MOST_NODES_A_TOKEN = 2 * (MAX_LENGTH + 1)
+
+
+# The columns of a node, half a cache line: what it holds, then its links (0: none).
+TOKEN = 0  # the n-gram's last token
+OCCURRED = 1  # how often
+FOLLOWED = 2  # how often a token came after it: the sum of its children's
+POSITION = 3  # where its latest occurrence ends
+PARENT = 4
+FIRST = 5  # most recent child
+OLDER = 6  # next sibling
+NEWER = 7  # previous sibling
 
 
 class ContextTrie(NamedTuple):
@@ -38,16 +49,9 @@ class ContextTrie(NamedTuple):
     """
 
     text: npt.NDArray[np.int32]
-    token: npt.NDArray[np.int32]  # [nodes] the n-gram's last token
-    parent: npt.NDArray[np.int32]  # [nodes]
-    occurred: npt.NDArray[np.int32]  # [nodes] occurrences of the n-gram
-    followed: npt.NDArray[np.int32]  # [nodes] occurrences that a token followed: the sum of the children's counts
-    position: npt.NDArray[np.int32]  # [nodes] where the n-gram's latest occurrence ends
-    first: npt.NDArray[np.int32]  # [nodes] most recent child, 0: none
-    older: npt.NDArray[np.int32]  # [nodes] next sibling, 0: none
-    newer: npt.NDArray[np.int32]  # [nodes] previous sibling, 0: none
+    nodes: npt.NDArray[np.int32]  # [nodes, columns]; the root is node 0
     table: npt.NDArray[np.int32]  # [2**m] open-addressing hash of (parent, token) -> node, 0: free
-    matches: npt.NDArray[np.int32]  # [MAX_LENGTH + 1] the node of the text's last k tokens, k up to sizes[_MATCH]
+    matches: npt.NDArray[np.int32]  # [MAX_LENGTH + 1] the node of the text's last k tokens, k up to sizes[MATCH]
     sizes: npt.NDArray[np.int32]
 
 
@@ -65,33 +69,33 @@ def _find(trie: ContextTrie, parent: int, token: int) -> int:
     slot = _slot(trie.table, parent, token)
     while True:
         node = trie.table[slot]
-        if node == 0 or (trie.parent[node] == parent and trie.token[node] == token):
+        if node == 0 or (trie.nodes[node, PARENT] == parent and trie.nodes[node, TOKEN] == token):
             return int(node)
         slot = (slot + 1) & (len(trie.table) - 1)
 
 
 @kernel
 def _put_first(trie: ContextTrie, parent: int, node: int) -> None:
-    head = trie.first[parent]
-    trie.older[node] = head
-    trie.newer[node] = 0
+    head = trie.nodes[parent, FIRST]
+    trie.nodes[node, OLDER] = head
+    trie.nodes[node, NEWER] = 0
     if head:
-        trie.newer[head] = node
-    trie.first[parent] = node
+        trie.nodes[head, NEWER] = node
+    trie.nodes[parent, FIRST] = node
 
 
 @kernel
 def _add_leaf(trie: ContextTrie, parent: int, token: int, position: int) -> None:
     node = trie.sizes[_NODES]
     trie.sizes[_NODES] = node + 1
-    trie.token[node] = token
-    trie.parent[node] = parent
-    trie.occurred[node] = 1
-    trie.followed[node] = 0
-    trie.position[node] = position
-    trie.first[node] = 0
+    trie.nodes[node, TOKEN] = token
+    trie.nodes[node, PARENT] = parent
+    trie.nodes[node, OCCURRED] = 1
+    trie.nodes[node, FOLLOWED] = 0
+    trie.nodes[node, POSITION] = position
+    trie.nodes[node, FIRST] = 0
     _put_first(trie, parent, node)
-    trie.followed[parent] += 1
+    trie.nodes[parent, FOLLOWED] += 1
     slot = _slot(trie.table, parent, token)
     while trie.table[slot]:
         slot = (slot + 1) & (len(trie.table) - 1)
@@ -100,24 +104,24 @@ def _add_leaf(trie: ContextTrie, parent: int, token: int, position: int) -> None
 
 @kernel
 def _count_again(trie: ContextTrie, parent: int, node: int) -> None:
-    trie.occurred[node] += 1
-    trie.followed[parent] += 1
-    if trie.newer[node]:  # move to the front
-        trie.older[trie.newer[node]] = trie.older[node]
-        if trie.older[node]:
-            trie.newer[trie.older[node]] = trie.newer[node]
+    trie.nodes[node, OCCURRED] += 1
+    trie.nodes[parent, FOLLOWED] += 1
+    if trie.nodes[node, NEWER]:  # move to the front
+        trie.nodes[trie.nodes[node, NEWER], OLDER] = trie.nodes[node, OLDER]
+        if trie.nodes[node, OLDER]:
+            trie.nodes[trie.nodes[node, OLDER], NEWER] = trie.nodes[node, NEWER]
         _put_first(trie, parent, node)
 
 
 @kernel
 def append(trie: ContextTrie, token: int) -> None:
     """Take in one token: every context that the text ended with is now followed by it."""
-    position = trie.sizes[_TEXT]
+    position = trie.sizes[TEXT]
     trie.text[position] = token
-    trie.sizes[_TEXT] = position + 1
+    trie.sizes[TEXT] = position + 1
     matched = 0
     context = _ROOT
-    for length in range(trie.sizes[_MATCH] + 1):
+    for length in range(trie.sizes[MATCH] + 1):
         node = _find(trie, context, token)
         following = trie.matches[length + 1] if length < MAX_LENGTH else 0
         if node == 0:
@@ -125,21 +129,21 @@ def append(trie: ContextTrie, token: int) -> None:
         else:
             _count_again(trie, context, node)
             if length < MAX_LENGTH:
-                if trie.occurred[node] == 2:  # no leaf any more: what followed its first occurrence becomes a child
-                    after = trie.position[node] + 1
+                if trie.nodes[node, OCCURRED] == 2:  # no leaf any more: what followed it first becomes a child
+                    after = trie.nodes[node, POSITION] + 1
                     _add_leaf(trie, node, trie.text[after], after)
                 matched = length + 1
                 trie.matches[matched] = node
-            trie.position[node] = position
+            trie.nodes[node, POSITION] = position
         context = following
-    trie.sizes[_MATCH] = matched
+    trie.sizes[MATCH] = matched
 
 
 @kernel
 def _append_all(trie: ContextTrie, token_ids: npt.NDArray[np.int32], begin: int) -> int:
     """Take in `token_ids[begin:]` while there is room; returns how many of `token_ids` are in."""
     for i in range(begin, len(token_ids)):
-        if trie.sizes[_TEXT] >= len(trie.text) or trie.sizes[_NODES] + _MOST_NODES_A_TOKEN > len(trie.token):
+        if trie.sizes[TEXT] >= len(trie.text) or trie.sizes[_NODES] + _MOST_NODES_A_TOKEN > len(trie.nodes):
             return i
         append(trie, token_ids[i])
     return len(token_ids)
@@ -148,7 +152,7 @@ def _append_all(trie: ContextTrie, token_ids: npt.NDArray[np.int32], begin: int)
 @kernel
 def _fill_table(trie: ContextTrie) -> None:
     for node in range(1, trie.sizes[_NODES]):
-        slot = _slot(trie.table, trie.parent[node], trie.token[node])
+        slot = _slot(trie.table, trie.nodes[node, PARENT], trie.nodes[node, TOKEN])
         while trie.table[slot]:
             slot = (slot + 1) & (len(trie.table) - 1)
         trie.table[slot] = node
@@ -158,14 +162,14 @@ def _fill_table(trie: ContextTrie) -> None:
 def step_down(trie: ContextTrie, handle: int, token: int) -> int:
     """The handle of the context `handle` lengthened by `token`, or `NONE`."""
     if handle >= 0:
-        if trie.occurred[handle] > 1:
+        if trie.nodes[handle, OCCURRED] > 1:
             child = _find(trie, handle, token)
             return child if child else int(NONE)
-        position = int(trie.position[handle])
+        position = int(trie.nodes[handle, POSITION])
     else:
         position = ~handle
     position += 1
-    if position < trie.sizes[_TEXT] and trie.text[position] == token:
+    if position < trie.sizes[TEXT] and trie.text[position] == token:
         return ~position
     return int(NONE)
 
@@ -177,11 +181,11 @@ class ContextDatabase:
         room = max(256, 2 * len(token_ids))
         self.trie = _allocate(room, 2 * room)
         self.trie.sizes[_NODES] = 1
-        self.trie.occurred[_ROOT] = 2  # no leaf
+        self.trie.nodes[_ROOT, OCCURRED] = 2  # no leaf
         self.extend(token_ids)
 
     def __len__(self) -> int:
-        return int(self.trie.sizes[_TEXT])
+        return int(self.trie.sizes[TEXT])
 
     def extend(self, token_ids: TokenIds) -> None:
         """Append `token_ids` to the text."""
@@ -193,17 +197,16 @@ class ContextDatabase:
     def reserve(self, tokens: int) -> None:
         """Make room for `append` to take in so many tokens."""
         old = self.trie
-        text, nodes = int(old.sizes[_TEXT]), int(old.sizes[_NODES])
+        text, nodes = int(old.sizes[TEXT]), int(old.sizes[_NODES])
         text_needed, nodes_needed = text + tokens, nodes + tokens * _MOST_NODES_A_TOKEN
-        if text_needed <= len(old.text) and nodes_needed <= len(old.token):
+        if text_needed <= len(old.text) and nodes_needed <= len(old.nodes):
             return
         self.trie = _allocate(
             len(old.text) if text_needed <= len(old.text) else max(2 * len(old.text), text_needed),
-            len(old.token) if nodes_needed <= len(old.token) else max(2 * len(old.token), nodes_needed),
+            len(old.nodes) if nodes_needed <= len(old.nodes) else max(2 * len(old.nodes), nodes_needed),
         )
         self.trie.text[:text] = old.text[:text]
-        for new, values in zip(self.trie[1:9], old[1:9], strict=True):
-            new[:nodes] = values[:nodes]
+        self.trie.nodes[:nodes] = old.nodes[:nodes]
         self.trie.matches[:] = old.matches
         self.trie.sizes[:] = old.sizes
         _fill_table(self.trie)
@@ -211,5 +214,10 @@ class ContextDatabase:
 
 def _allocate(text: int, nodes: int) -> ContextTrie:
     slots = 1 << (2 * nodes - 1).bit_length()  # at most half full
-    lengths = [text, *[nodes] * 8, slots, MAX_LENGTH + 1, 3]
-    return ContextTrie(*(np.zeros(length, np.int32) for length in lengths))
+    return ContextTrie(
+        text=np.zeros(text, np.int32),
+        nodes=np.zeros((nodes, NEWER + 1), np.int32),
+        table=np.zeros(slots, np.int32),
+        matches=np.zeros(MAX_LENGTH + 1, np.int32),
+        sizes=np.zeros(3, np.int32),
+    )

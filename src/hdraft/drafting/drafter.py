@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from hdraft.drafting.kernel import kernel
 from hdraft.drafting.tree import DraftTree
 
 TokenIds = Sequence[int] | npt.NDArray[np.integer]
@@ -80,8 +81,14 @@ def check_ids(token_ids: TokenIds, vocab_size: int) -> npt.NDArray[np.int32]:
     ids = np.asarray(token_ids)
     if ids.ndim != 1 or (len(ids) and not np.issubdtype(ids.dtype, np.integer)):
         raise ValueError(f"token ids must be one sequence of integers, not {ids.dtype}{list(ids.shape)}")
-    if len(ids) and (ids.min() < 0 or ids.max() >= vocab_size):
-        raise ValueError(
-            f"token id {ids[(ids < 0) | (ids >= vocab_size)][0]} is outside the vocabulary of {vocab_size}"
-        )
+    if len(ids) and (outside := _first_outside(ids, vocab_size)) >= 0:
+        raise ValueError(f"token id {ids[outside]} is outside the vocabulary of {vocab_size}")
     return np.ascontiguousarray(ids, dtype=np.int32)
+
+
+@kernel
+def _first_outside(ids: npt.NDArray[np.integer], vocab_size: int) -> int:
+    for i in range(len(ids)):
+        if ids[i] < 0 or ids[i] >= vocab_size:
+            return i
+    return -1

@@ -23,8 +23,22 @@ import numpy as np
 import numpy.typing as npt
 
 from hdraft.drafting.budget import BudgetRule, least_worthwhile
+from hdraft.drafting.context import (
+    FIRST,
+    FOLLOWED,
+    MATCH,
+    NONE,
+    OCCURRED,
+    OLDER,
+    POSITION,
+    TEXT,
+    TOKEN,
+    ContextDatabase,
+    ContextTrie,
+    append,
+    step_down,
+)
 from hdraft.drafting.context import MAX_LENGTH as CONTEXT_LENGTH
-from hdraft.drafting.context import NONE, ContextDatabase, ContextTrie, append, step_down
 from hdraft.drafting.drafter import UNLIMITED, TokenIds, check_ids
 from hdraft.drafting.kernel import kernel
 from hdraft.drafting.model import ModelDatabase
@@ -187,9 +201,9 @@ def _suffix_shape(following: npt.NDArray[np.int64], probes: int) -> int:
 @kernel
 def _context_shape(trie: ContextTrie, handle: int) -> int:
     """The same of a context in D_c, as its most recent continuation tells."""
-    if handle < 0 or trie.older[trie.first[handle]] == 0:
+    if handle < 0 or trie.nodes[trie.nodes[handle, FIRST], OLDER] == 0:
         return 0
-    return 1 if 2 * trie.occurred[trie.first[handle]] >= trie.followed[handle] else 2
+    return 1 if 2 * trie.nodes[trie.nodes[handle, FIRST], OCCURRED] >= trie.nodes[handle, FOLLOWED] else 2
 
 
 @kernel
@@ -204,11 +218,11 @@ def _match(databases: Databases, matches: Matches, row: int, level: int, length:
         return low, high, high - low
     trie = databases.context
     handle = matches.handle[row, length]
-    if handle >= 0 and trie.occurred[handle] == 1:
-        handle = ~int(trie.position[handle])
+    if handle >= 0 and trie.nodes[handle, OCCURRED] == 1:
+        handle = ~int(trie.nodes[handle, POSITION])
     if handle >= 0:
-        return handle, 0, int(trie.followed[handle])
-    return handle, 0, int(~handle + 1 < trie.sizes[0])
+        return handle, 0, int(trie.nodes[handle, FOLLOWED])
+    return handle, 0, int(~handle + 1 < trie.sizes[TEXT])
 
 
 @kernel
@@ -240,11 +254,11 @@ def _add_context(mixture: Mixture, n: int, trie: ContextTrie, handle: int, share
     """Add what followed a context in D_c, most recent first."""
     if handle < 0:
         return _add(mixture, n, int(trie.text[~handle + 1]), share, 0)
-    share /= trie.followed[handle]
-    child, seen = int(trie.first[handle]), 0
+    share /= trie.nodes[handle, FOLLOWED]
+    child, seen = int(trie.nodes[handle, FIRST]), 0
     while child and seen < _RECENT:
-        n = _add(mixture, n, int(trie.token[child]), share * trie.occurred[child], 0)
-        child = int(trie.older[child])
+        n = _add(mixture, n, int(trie.nodes[child, TOKEN]), share * trie.nodes[child, OCCURRED], 0)
+        child = int(trie.nodes[child, OLDER])
         seen += 1
     return n
 
@@ -338,14 +352,14 @@ def grow(
     mixture: Mixture,
     growth: Growth,
 ) -> int:
-    """Grow a tree best-first, as long as its next node can be worth its place; returns how many nodes it has.
+    """Grow a tree best-first, as long as its next node can be worth its place; returns how many nodes are worth theirs.
 
     Args:
         prices: float64[budget + 1], see `BudgetRule.prices`; all zero to fill the budget.
         growth: with room for `budget` nodes.
     """
     nodes, waiting, probability, depth = 0, 0, 1.0, 0
-    gain, best = 0.0, -prices[0]
+    gain, best, best_nodes = 0.0, -prices[0], 0
     while True:
         least = max(_LEAST, least_worthwhile(prices, nodes, gain, best))
         if depth < max_depth:  # row `nodes` is the node made last, or the text
@@ -358,7 +372,7 @@ def grow(
                     waiting = _offer(growth, nodes, waiting, reached, mixture.token[i], nodes - 1, mixture.level[i])
             mixture.slot[:] = 0
         if waiting == 0 or growth.probability[nodes] < least:
-            return nodes
+            return best_nodes
         parent = growth.parent[nodes]
         depth = growth.depth[parent] + 1 if parent >= 0 else 1
         growth.depth[nodes] = depth
@@ -367,9 +381,10 @@ def grow(
         nodes += 1
         waiting -= 1
         gain += probability
-        best = max(best, gain - prices[nodes])
+        if gain - prices[nodes] > best:
+            best, best_nodes = gain - prices[nodes], nodes
         if nodes == len(growth.token):
-            return nodes
+            return best_nodes
 
 
 @kernel
@@ -383,7 +398,7 @@ def _relative_frequency(
     child = step_down(databases.context, handle, token)
     if child < 0:
         return 0.0 if child == NONE else 1.0
-    return float(databases.context.occurred[child] / databases.context.followed[handle])
+    return float(databases.context.nodes[child, OCCURRED] / databases.context.nodes[handle, FOLLOWED])
 
 
 @kernel
@@ -455,7 +470,7 @@ def advance(
                 if length <= SUFFIX_LENGTH and matches.low[1, level, length] < matches.high[1, level, length]:
                     longest = length
             matches.longest[0, level] = longest
-        matches.longest[0, 0] = databases.context.sizes[2]
+        matches.longest[0, 0] = databases.context.sizes[MATCH]
         for length in range(1, CONTEXT_LENGTH + 1):
             matches.handle[0, length] = databases.context.matches[length]
 
@@ -601,8 +616,6 @@ class HierarchySession:
             self._mixture,
             growth,
         )
-        if self._rule is not None:
-            n = self._rule.choose(growth.probability[:n])
         self._drafted = n
         return DraftTree(
             growth.token[:n], growth.parent[:n], _SOURCES[growth.level[:n]], growth.probability[:n], growth.depth[:n]
