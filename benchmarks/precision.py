@@ -9,6 +9,7 @@ but that, where it drafts nothing.
 
 import argparse
 import json
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -25,7 +26,8 @@ SAMPLING = {"do_sample": True, "temperature": 0.8, "top_k": 50}
 def agreement(dtype: str, device: str, draft: bool) -> dict[str, int | str | bool]:
     """Texts that are the same, of all, and the tokens up to where each parts, of all."""
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype).to(device)
+    model: Any = AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype)
+    model.to(device)
     vocab_size = model.config.vocab_size
     database = ModelDatabase.from_pretrained(MODEL_DATABASE, tokenizer, vocab_size)
     drafter = HierarchyDrafter(vocab_size, database) if draft else None

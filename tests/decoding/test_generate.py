@@ -12,7 +12,7 @@ from oracle import OracleDrafter
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from hdraft.decoding import GrowingCache, Statistics, custom_generate, generate, measure_costs
+from hdraft.decoding import GrowingCache, Statistics, custom_generate, generate, measure_costs, stream
 from hdraft.drafting.tree import DraftTree
 
 
@@ -384,3 +384,38 @@ def test_a_drafter_that_never_proposes(model, text):
     statistics = Statistics()
     tokens = generate(model, prompt(), Silent(VOCABULARY, text, PROMPT), max_new_tokens=NEW, statistics=statistics)
     assert tokens[0].tolist() == text and statistics.steps == NEW
+
+
+class Malformed:
+    """A drafter with a fault: its tree's parent comes after the child."""
+
+    vocab_size = VOCABULARY
+
+    def session(self, prompt_ids, costs=None):
+        return self
+
+    def propose(self, budget, max_depth):
+        return DraftTree([3, 4], [-1, 7], depths=[1, 2])
+
+    def extend(self, token_ids, ngrams=None, candidates=None):
+        pass
+
+    def close(self):
+        pass
+
+
+def test_a_malformed_tree_is_named_and_not_run():
+    with pytest.raises(ValueError, match="malformed at node 1"):
+        generate(build("llama"), torch.tensor([[5, 6, 7]]), Malformed(), max_new_tokens=5)
+
+
+def test_a_stream_begun_in_inference_mode_goes_on_outside():
+    model = build("llama")
+    ids = torch.tensor([[5, 6, 7]])
+    options = {"do_sample": True, "top_k": 5, "max_new_tokens": 12}
+    torch.manual_seed(3)
+    expected = model.generate(ids, **options)[0, 3:].tolist()
+    with torch.inference_mode():
+        tokens = stream(model, ids, None, **options)
+    torch.manual_seed(3)
+    assert [token.id for token in tokens] == expected

@@ -1,6 +1,7 @@
 import doctest
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,3 +60,29 @@ def test_the_best_chain_follows_the_likeliest_child_as_far_as_asked() -> None:
 
 def test_a_shared_token_keeps_the_source_of_the_first_sequence() -> None:
     assert DraftTree.from_sequences([[1, 2], [1, 3]], sources=[2, 1]).sources.tolist() == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("tree", "fault"),
+    [
+        (DraftTree([3, 4], [-1, 10**8], depths=[1, 2]), "node 1"),
+        (DraftTree([3, 4], [0, 1], depths=[1, 2]), "node 0"),
+        (DraftTree([3, 4], [-1, 0], depths=[1, 1]), "node 1"),
+        (DraftTree([3, 4], [-1, 0], depths=[9, 10]), "node 0"),
+        (DraftTree([3, 4], [-2, 0], depths=[1, 2]), "node 0"),
+        (DraftTree([3, 99], [-1, 0]), "node 1"),
+        (DraftTree([-1], [-1]), "node 0"),
+        (DraftTree([3], [-1], sources=[9]), "node 0"),
+        (DraftTree([3, 4, 5, 6], [-1, 0, 1, 2]), "node 3"),
+        (DraftTree([3, 4, 5], [-1], depths=[1, 1, 1]), "different lengths"),
+        (DraftTree([3] * 6, [-1] * 6), "budget of 5"),
+    ],
+)
+def test_a_tree_that_is_none_is_refused(tree: DraftTree, fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        tree.check(vocab_size=50, budget=5, max_depth=3)
+
+
+@given(sequences)
+def test_a_merged_tree_passes_the_check(drafts: list[list[int]]) -> None:
+    DraftTree.from_sequences(drafts).check(vocab_size=4, budget=60, max_depth=5)

@@ -21,27 +21,31 @@ CACHED = 128
 SECONDS = 1.5
 """The time to spend, if two passes fit into it."""
 
-_measured: WeakKeyDictionary[PreTrainedModel, npt.NDArray[np.float64]] = WeakKeyDictionary()
+_measured: WeakKeyDictionary[PreTrainedModel, dict[object, npt.NDArray[np.float64]]] = WeakKeyDictionary()
 
 
 def measure_costs(model: PreTrainedModel) -> npt.NDArray[np.float64]:
     """float64[65], the seconds of a step over 0, 1, …, 64 draft tokens: medians, interpolated, never falling.
 
-    The first call for a model takes up to about 1.5 s; later ones return the same array.
+    The first call for a model, on a device and in a number format, takes a second or two, and more for a model that is
+    compiled; later ones return the same array.
     """
-    if model not in _measured:
-        _measured[model] = _measure(model)
-    return _measured[model]
+    costs = _measured.setdefault(model, {})
+    where = (model.device, model.dtype, model.config._attn_implementation)
+    if where not in costs:
+        costs[where] = _measure(model)
+    return costs[where]
 
 
 @torch.no_grad()
 def _measure(model: PreTrainedModel) -> npt.NDArray[np.float64]:
-    started = perf_counter()
     shape = draft_shape(model)
     target = Target(model, shape)
     # room for the longest draft below every position limit
     room = min(target.deepest_draft(1), CACHED + max(SIZES)) + 1
     longest = max(SIZES) if shape == "chain" else 1
+    if room < 3:  # too few positions for text, the next token and a draft
+        return np.ones(max(SIZES) + 1)
     target.forward(np.zeros(max(1, min(CACHED, room - longest - 1)), np.int64))
     length = target.length
     text = np.zeros(1, np.int64)
@@ -56,14 +60,18 @@ def _measure(model: PreTrainedModel) -> npt.NDArray[np.float64]:
         target.length = length
         return end - begin
 
+    sizes = [size for size in SIZES if shape == "tree" or size + 2 <= room]
     step(0)
+    if 2 * len(sizes) * step(0) < SECONDS:
+        for size in sizes:  # what is compiled for a size is compiled now
+            step(size)
+    started = perf_counter()
     times: dict[int, list[float]] = {}
     for _ in range(5):
-        for size in SIZES:
-            if shape == "tree" or size + 2 <= room:
-                if len(times) > 1 and perf_counter() - started > SECONDS:
-                    break
-                times.setdefault(size, []).append(step(size))
+        for size in sizes:
+            if len(times) > 1 and perf_counter() - started > SECONDS:
+                break
+            times.setdefault(size, []).append(step(size))
     sizes = sorted(times)
     medians = np.maximum.accumulate([np.median(times[size]) for size in sizes])
     costs = np.interp(np.arange(max(SIZES) + 1), sizes, medians)

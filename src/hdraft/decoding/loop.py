@@ -73,7 +73,10 @@ def draft_and_verify(
                 text = choice.sequence()[0].numpy(force=True)
             started = perf_counter()
             depth = min(max_length - length - 1, target.deepest_draft(len(text)))
-            tree = session.propose(budget, depth) if session is not None and depth > 0 else NO_DRAFT
+            tree = NO_DRAFT
+            if drafter is not None and session is not None and depth > 0:
+                tree = session.propose(budget, depth)
+                tree.check(drafter.vocab_size, budget, depth)
             if target.own_masks and len(tree):
                 tree = tree.best_chain(budget)
             drafted = perf_counter()

@@ -79,6 +79,8 @@ class TextPieces:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
+        cleans = getattr(tokenizer, "clean_up_tokenization_spaces", False)
+        self.backend = None if cleans else getattr(tokenizer, "backend_tokenizer", None)
         self.ids: list[int] = []
         self.context = 0  # decodings start here
         self.shown = 0  # tokens whose text has been returned
@@ -94,4 +96,6 @@ class TextPieces:
         return after[len(before) :]
 
     def _decode(self, ids: list[int]) -> str:
+        if self.backend is not None:  # what the tokenizer itself calls, without the several times as long way there
+            return str(self.backend.decode(ids, skip_special_tokens=True))
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))

@@ -111,7 +111,8 @@ class Processed:
         self.scores: tuple[Tensor, ...] | None = () if output_scores else None
         self.logits: tuple[Tensor, ...] | None = () if output_logits else None
         self.length = input_ids.shape[1]
-        self.buffer = input_ids.new_empty((1, self.length + 256))
+        with torch.inference_mode(False):  # written to later, perhaps outside the mode
+            self.buffer = torch.empty((1, self.length + 256), dtype=input_ids.dtype, device=input_ids.device)
         self.buffer[:, : self.length] = input_ids
 
     def read(self, logits: Tensor) -> None:

@@ -15,6 +15,8 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
+from hdraft.drafting.kernel import kernel
+
 
 class Source(IntEnum):
     """The database a draft token came from, from the highest temporal locality to the lowest."""
@@ -25,6 +27,27 @@ class Source(IntEnum):
     """D_m: what the target model has generated before."""
     STATISTICS = 2
     """D_s: general text."""
+
+
+@kernel
+def _first_fault(
+    tokens: npt.NDArray[np.int32],
+    parents: npt.NDArray[np.int32],
+    depths: npt.NDArray[np.int32],
+    sources: npt.NDArray[np.uint8],
+    vocab_size: int,
+    max_depth: int,
+    n_sources: int,
+) -> int:
+    """The first node that is not one of a tree; -1 if all are."""
+    for node in range(len(tokens)):
+        parent = parents[node]
+        if not (-1 <= parent < node and 0 <= tokens[node] < vocab_size and sources[node] < n_sources):
+            return node
+        depth = 1 if parent < 0 else depths[parent] + 1
+        if depths[node] != depth or depth > max_depth:
+            return node
+    return -1
 
 
 class DraftTree:
@@ -101,6 +124,24 @@ class DraftTree:
 
     def __repr__(self) -> str:
         return f"DraftTree({len(self)} nodes, depth {self.depths.max(initial=0)})"
+
+    def check(self, vocab_size: int, budget: int, max_depth: int) -> None:
+        """Make sure that it is a tree within these bounds, before kernels and models index with it.
+
+        Raises:
+            ValueError: it is not; a fault of the drafter.
+        """
+        if not len(self.tokens) == len(self.parents) == len(self.depths) == len(self.sources):
+            raise ValueError("the drafter's tree has arrays of different lengths: each has one entry a node")
+        if len(self) > budget:
+            raise ValueError(f"the drafter's tree has {len(self)} nodes, more than the budget of {budget}")
+        node = _first_fault(self.tokens, self.parents, self.depths, self.sources, vocab_size, max_depth, len(Source))
+        if node >= 0:
+            raise ValueError(
+                f"the drafter's tree is malformed at node {node}: token {self.tokens[node]}, parent {self.parents[node]},"
+                f" depth {self.depths[node]}, source {self.sources[node]}; a parent comes before its children, one depth"
+                f" above them, tokens are below {vocab_size} and depths at most {max_depth}"
+            )
 
     def ancestor_mask(self) -> npt.NDArray[np.bool_]:
         """bool[n, n]: row i marks the nodes that node i may attend to, its ancestors and itself."""
