@@ -2,9 +2,8 @@
 
     python benchmarks/precision.py [--device cuda] [--json FILE]
 
-float32 must agree everywhere. In float16 and bfloat16 a pass over several tokens rounds differently from a pass over one,
-so near-ties can flip; the second row of each format, plain decoding by hdraft's own loop, differs from `generate` in nothing
-but that, where it drafts nothing.
+float32 must agree everywhere. In float16 and bfloat16 a pass over several tokens rounds differently from a pass over
+one, so near-ties can flip. Of each format the first row is with drafts, the second hdraft's loop without.
 """
 
 import argparse

@@ -60,6 +60,7 @@ _LEAST = 1e-4  # no node is drafted below this probability
 _UNSEEN = 1 / 65536  # the probability of a token that no match foresaw, to within an order of magnitude
 _TOKENS = 256  # the most tokens considered to follow one node
 _PRIOR = 8.0  # observations that an initial weight counts for
+_NO_IDS = np.empty(0, np.int32)
 _FORGET = 0.8  # of the running rate, from one request to the next
 
 
@@ -475,6 +476,24 @@ def advance(
             matches.handle[0, length] = databases.context.matches[length]
 
 
+@kernel
+def advance_and_grow(
+    databases: Databases,
+    matches: Matches,
+    weights: Weights,
+    mixture: Mixture,
+    evidence: Evidence,
+    token_ids: npt.NDArray[np.int32],
+    vocab_size: int,
+    max_depth: int,
+    prices: npt.NDArray[np.float64],
+    growth: Growth,
+) -> int:
+    """Both in one call: after a forward pass, with cold caches, handing the arrays over takes as long as the work."""
+    advance(databases, matches, weights, mixture, evidence, token_ids, True)
+    return grow(databases, matches, weights.weight, vocab_size, max_depth, prices, mixture, growth)
+
+
 class HierarchyDrafter:
     """Hierarchy Drafting with one best-first tree over any subset of the databases; with none, D_c alone.
 
@@ -570,7 +589,6 @@ class HierarchySession:
         self._drafter = drafter
         prompt = check_ids(prompt_ids, drafter.vocab_size)
         self._context = ContextDatabase(prompt[:-SUFFIX_LENGTH])
-        self._suffixes = drafter._arrays()
         self._weights, rate = drafter._start()
         self._taken, self._reached = self._weights.taken.copy(), self._weights.reached.copy()
         self._rule = None if costs is None else BudgetRule(costs, rate)
@@ -587,7 +605,10 @@ class HierarchySession:
         self._evidence = Evidence(np.empty(_LEVELS * CONTEXT_LENGTH, np.int64), np.empty(_LEVELS * CONTEXT_LENGTH))
         self._drafted = 0
         self._output: list[npt.NDArray[np.int32]] = []
+        self._seen = 0  # of the output, how many pieces are in D_c: the others wait for the next tree
         self._closed = False
+        self._databases = Databases(self._context.trie, drafter._arrays(), drafter._separators)
+        self._reserve(SUFFIX_LENGTH)
         self._advance(prompt[-SUFFIX_LENGTH:], learn=False)
 
     def propose(self, budget: int, max_depth: int = UNLIMITED) -> DraftTree:
@@ -606,14 +627,17 @@ class HierarchySession:
             level=np.empty(room, np.uint8),
             probability=np.empty(room),
         )
-        n = grow(
+        emitted = self._take_emitted()
+        n = advance_and_grow(
             self._databases,
             self._matches,
-            self._weights.weight,
+            self._weights,
+            self._mixture,
+            self._evidence,
+            emitted,
             self._drafter.vocab_size,
             max_depth,
             prices,
-            self._mixture,
             growth,
         )
         self._drafted = n
@@ -632,7 +656,6 @@ class HierarchySession:
         if self._rule is not None:
             self._rule.record(self._drafted, len(ids))
         self._output.append(ids)
-        self._advance(ids, learn=True)
 
     def close(self) -> None:
         """End the request: what it learnt of the weights, and with `learn` its output, serve later requests."""
@@ -640,6 +663,7 @@ class HierarchySession:
             return
         self._closed = True
         drafter = self._drafter
+        self._advance(self._take_emitted(), learn=True)
         drafter._finish(self._weights.taken - self._taken, self._weights.reached - self._reached, self._rule)
         if drafter.learn and drafter.model_database is not None and self._output:
             output = np.concatenate(self._output)
@@ -647,9 +671,20 @@ class HierarchySession:
             for part in np.split(output, unknown):
                 drafter.model_database.learn(part[part < drafter.model_database.vocab_size])
 
+    def _take_emitted(self) -> npt.NDArray[np.int32]:
+        """The tokens emitted since the last tree, with room for them in D_c."""
+        new = self._output[self._seen :]
+        self._seen = len(self._output)
+        emitted = new[0] if len(new) == 1 else np.concatenate([_NO_IDS, *new])
+        self._reserve(len(emitted))
+        return emitted
+
+    def _reserve(self, tokens: int) -> None:
+        self._context.reserve(tokens)
+        if self._databases.context is not self._context.trie:
+            self._databases = self._databases._replace(context=self._context.trie)
+
     def _advance(self, ids: npt.NDArray[np.int32], learn: bool) -> None:
-        self._context.reserve(len(ids))
-        self._databases = Databases(self._context.trie, self._suffixes, self._drafter._separators)
         advance(self._databases, self._matches, self._weights, self._mixture, self._evidence, ids, learn)
 
 
