@@ -6,7 +6,7 @@ import transformers
 from architectures import build
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from hdraft.decoding.cache import GrowingCache, GrowingLayer
+from hdraft.decoding.cache import GrowingCache, GrowingLayer, UnknownLayerError
 
 HEADS, SIZE = 2, 3
 
@@ -68,6 +68,8 @@ def test_dropping_and_resetting():
     layer.update(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))
     with pytest.raises(ValueError, match="no longer cached"):
         layer.crop(-500)
+    with pytest.raises(ValueError, match="crop\\(3\\)"):
+        layer.crop(3)
     layer.reset()
     assert layer.length == 0 and layer.keys is None and layer.window == 4
 
@@ -81,5 +83,12 @@ def test_layers_of_a_model():
 
 def test_unknown_layers_are_named():
     config = transformers.Qwen3NextConfig(num_hidden_layers=2, layer_types=["linear_attention", "full_attention"])
-    with pytest.raises(LookupError, match="LinearAttention"):
+    with pytest.raises(UnknownLayerError, match="LinearAttention"):
         GrowingCache(config)
+
+
+def test_cropping_more_than_there_is_leaves_nothing():
+    layer = GrowingLayer()
+    layer.update(torch.zeros(1, 1, 5, 1), torch.zeros(1, 1, 5, 1))
+    layer.crop(-9)
+    assert layer.length == 0 and layer.keys.shape[-2] == 0

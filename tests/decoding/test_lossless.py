@@ -1,5 +1,7 @@
 """The same tokens as `model.generate`, on every family, with drafts that branch, are accepted, and are wrong."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import transformers
 from architectures import CHAINS, FAMILIES, NEW, PROMPT, SWITCH, UNLISTED, VOCABULARY, attentions, build
 from oracle import OracleDrafter
 
-from hdraft.decoding import Statistics, generate
+from hdraft.decoding import Statistics, UnsupportedError, generate
 from hdraft.decoding.probe import draft_shape, probe
 from hdraft.decoding.support import known_shape, restore_frequencies
 from hdraft.drafting.hierarchy import HierarchyDrafter
@@ -44,7 +46,7 @@ def seeded(function, *args, seed=1, **kwargs):
 
 def compare(model, ids, options, drafter_seed=0, new=NEW):
     """Tokens with an oracle equal those of model.generate; returns the oracle and the statistics."""
-    restore_frequencies(model)  # model.generate leaves those of its longest text behind
+    restore_frequencies(model.modules())  # model.generate leaves those of its longest text behind
     expected = seeded(model.generate, ids, max_new_tokens=new, **options)
     oracle = OracleDrafter(VOCABULARY, expected[0].tolist(), ids.shape[1], seed=drafter_seed)
     statistics = Statistics()
@@ -135,7 +137,7 @@ def test_prompts_around_a_switch(name, start):
 
 def test_earlier_requests_leave_no_frequencies_behind():
     model, ids = build("llama-dynamic-ntk"), prompt(SWITCH + 10)
-    restore_frequencies(model)
+    restore_frequencies(model.modules())
     expected = model.generate(ids, max_new_tokens=20).tolist()  # leaves those of its last token
     for _ in range(2):
         assert generate(model, ids, max_new_tokens=20).tolist() == expected
@@ -196,3 +198,74 @@ def test_bfloat16_runs():
         expected = model.generate(ids, max_new_tokens=30)
         tokens = generate(model, ids, OracleDrafter(VOCABULARY, expected[0].tolist(), PROMPT), max_new_tokens=30)
         assert tokens.shape == expected.shape
+
+
+def test_chunks_count_from_the_first_token_behind_padding():
+    for length, padding in ((62, 3), (40, 9), (24, 20)):
+        mask = (torch.arange(length) >= padding).long()[None]
+        _, statistics = compare(build("llama4"), prompt(length), {"attention_mask": mask}, new=40)
+        assert sum(statistics.accepted.values()) > 20
+
+
+@pytest.mark.parametrize("first", [20, SWITCH - PROMPT, SWITCH - PROMPT + 1])
+def test_going_on_from_a_cache_across_a_switch(first):
+    model = build("phi3-longrope")
+    options = {"max_new_tokens": first, "return_dict_in_generate": True}
+    plain = model.generate(prompt(), **options)
+    ours = generate(model, prompt(), OracleDrafter(VOCABULARY, plain.sequences[0].tolist(), PROMPT), **options)
+    longer = torch.cat((plain.sequences, prompt(40, seed=77)), dim=1)
+    expected = model.generate(longer, past_key_values=plain.past_key_values, max_new_tokens=30)
+    oracle = OracleDrafter(VOCABULARY, expected[0].tolist(), longer.shape[1])
+    tokens = generate(model, longer, oracle, past_key_values=ours.past_key_values, max_new_tokens=30)
+    assert tokens.tolist() == expected.tolist() == model.generate(longer, max_new_tokens=30).tolist()
+
+
+@pytest.mark.parametrize("name", ["phi3-longrope", "llama-longrope", "llama-dynamic-ntk"])
+@pytest.mark.parametrize("length, chunk", [(24, 7), (60, 59), (61, 1), (70, 20), (80, 60), (80, 61), (90, 25)])
+def test_prefilling_in_chunks_across_a_switch(name, length, chunk):
+    compare(build(name), prompt(length), {"prefill_chunk_size": chunk}, new=12)
+
+
+@pytest.mark.parametrize("shape", ["tree", "chain"])
+def test_a_wrapped_forward(shape):
+    model = copy.deepcopy(build("llama"))
+    forward = model.forward
+    if shape == "tree":  # that the model takes positions is known from its class
+        model.forward = lambda *args, **kwargs: forward(*args, **kwargs)
+    else:  # and here from nothing
+        model.__class__ = type("Wrapper", (type(model),), {"forward": lambda self, **kwargs: forward(**kwargs)})
+    assert draft_shape(model) == shape
+    for options in ({}, {"attention_mask": (torch.arange(PROMPT) >= 5).long()[None]}):
+        _, statistics = compare(model, prompt(), options)
+        assert sum(statistics.accepted.values()) > 30
+
+
+def test_windows_that_the_masks_of_a_model_ignore():
+    """The cache keeps a window, and masks that the model makes itself do not know it."""
+
+    class Unwindowed(transformers.MistralForCausalLM):
+        def forward(self, input_ids=None, attention_mask=None, **kwargs):
+            if attention_mask is None and kwargs.get("past_key_values") is None:
+                n = input_ids.shape[1]
+                attention_mask = torch.ones(n, n, dtype=torch.bool).tril()[None, None]
+            return super().forward(input_ids, attention_mask=attention_mask, **kwargs)
+
+    config = copy.deepcopy(build("mistral-sliding").config)
+    config.model_type = "unheard-of"
+    model = Unwindowed(config).eval()
+    model.load_state_dict(build("mistral-sliding").state_dict())
+    with pytest.raises(UnsupportedError, match="tree: logits differ"):
+        draft_shape(model)
+
+
+@pytest.mark.parametrize("inside_first", [True, False])
+def test_inference_mode_on_one_side_only(inside_first):
+    model = build("llama")
+    expected = model.generate(prompt(), max_new_tokens=20)
+    with torch.inference_mode(inside_first):
+        first = generate(model, prompt(), max_new_tokens=10, return_dict_in_generate=True)
+    oracle = OracleDrafter(VOCABULARY, expected[0].tolist(), PROMPT + 10)
+    with torch.inference_mode(not inside_first):
+        cache = first.past_key_values
+        tokens = generate(model, first.sequences, oracle, past_key_values=cache, max_new_tokens=10)
+    assert tokens.tolist() == expected.tolist()

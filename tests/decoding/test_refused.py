@@ -10,7 +10,8 @@ from architectures import PROMPT, SMALL, VOCABULARY, build
 from oracle import OracleDrafter
 from transformers import DynamicCache, GenerationConfig
 
-from hdraft.decoding import UnsupportedError, custom_generate, generate, options
+from hdraft.decoding import UnsupportedError, custom_generate, generate, options, support
+from hdraft.decoding.masks import layer_spans
 
 WAY_OUT = re.compile(
     r"model\.generate|leave it out|call (it|generate) once for each|heal_tokens|hdraft\.generate|load "
@@ -158,6 +159,27 @@ def test_a_cache_or_a_mask_for_another_sequence(model):
         generate(build("mistral-sliding"), prompt(), past_key_values=output.past_key_values)
 
 
+@pytest.mark.parametrize("name", ["mistral-sliding", "gemma3"])
+def test_a_cache_of_another_model(name):
+    cache = generate(build("llama"), prompt(), max_new_tokens=4, return_dict_in_generate=True).past_key_values
+    with pytest.raises(ValueError, match="other layers"):
+        generate(build(name), prompt(PROMPT + 9), past_key_values=cache)
+
+
+def test_a_prompt_in_chunks_behind_a_cache_where_generate_may_lose_it():
+    model = build("llama-longrope")
+    cache = generate(model, prompt(), max_new_tokens=4, return_dict_in_generate=True).past_key_values
+    options = {"past_key_values": cache, "prefill_chunk_size": 5}
+    assert refusal(generate, model, prompt(PROMPT + 9), **options).startswith("prefill_chunk_size")
+
+
+def test_layers_of_an_unknown_type():
+    config = transformers.LlamaConfig(**SMALL)
+    config.layer_types = ["full_attention", "minimax_m3_sparse"]
+    with pytest.raises(UnsupportedError, match="minimax_m3_sparse"):
+        layer_spans(config)
+
+
 def test_no_cache_where_that_changes_tokens():
     assert "use_cache" in refusal(generate, build("llama-dynamic-ntk"), prompt(), use_cache=False)
 
@@ -185,6 +207,28 @@ def test_recurrent_and_convolutional_states(name):
         model = getattr(transformers, f"{prefix}ForCausalLM")(config)
     message = refusal(generate, model, prompt())
     assert type(model).__name__ in message and "dropped" in message
+
+
+def test_an_index_beside_keys_and_values():
+    config = transformers.DeepseekV32Config(vocab_size=VOCABULARY, num_hidden_layers=2)
+    with torch.device("meta"):
+        message = refusal(generate, transformers.DeepseekV32ForCausalLM(config), prompt())
+    assert "DynamicIndexedLayer" in message and "recurrent" not in message
+
+
+def test_no_number_of_layers():
+    config = transformers.BltConfig()
+    with torch.device("meta"):
+        assert "how many layers" in refusal(generate, transformers.BltForCausalLM(config), prompt())
+
+
+def test_bugs_inside_are_not_taken_for_refusals(monkeypatch):
+    def fail(self, config):
+        raise KeyError("bug")
+
+    monkeypatch.setattr(support.GrowingCache, "__init__", fail)
+    with pytest.raises(KeyError):
+        support.check_model(build("llama"))
 
 
 def test_encoder_decoders():

@@ -7,6 +7,7 @@ from oracle import OracleDrafter
 
 from hdraft.decoding import Statistics, StreamedToken, UnsupportedError, generate, stream
 from hdraft.decoding.stream import TextPieces
+from hdraft.decoding.support import restore_frequencies
 from hdraft.drafting.tree import Source
 
 
@@ -103,3 +104,24 @@ def test_two_streams_at_once():
     streams = [stream(model, prompt(seed=s), oracle(model, prompt(seed=s), **options), **options) for s in (1, 2)]
     got = [[a.id, b.id] for a, b in zip(*streams, strict=True)]
     assert [list(column) for column in zip(*got, strict=True)] == expected
+
+
+def test_two_streams_past_the_trained_length():
+    model = build("llama-dynamic-ntk")
+    prompts, expected = [prompt(100, seed=1), prompt(50, seed=2)], []
+    for ids in prompts:
+        restore_frequencies(model.modules())
+        expected.append(model.generate(ids, max_new_tokens=40)[0, ids.shape[1] :].tolist())
+    streams = [stream(model, ids, max_new_tokens=40) for ids in prompts]
+    got = [[a.id, b.id] for a, b in zip(*streams, strict=True)]
+    assert [list(column) for column in zip(*got, strict=True)] == expected
+
+
+@pytest.mark.parametrize("options", [{}, PADDED], ids=["plain", "padded"])
+def test_a_stream_made_in_inference_mode(options):
+    model = build("llama")
+    with torch.inference_mode():
+        tokens = stream(model, prompt(), oracle(model, prompt(), max_new_tokens=20), max_new_tokens=20, **options)
+        first = next(tokens).id
+    expected = model.generate(prompt(), max_new_tokens=20, **options)[0, PROMPT:].tolist()
+    assert [first, *(token.id for token in tokens)] == expected

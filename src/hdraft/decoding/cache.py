@@ -46,7 +46,10 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         new, visible = key_states.shape[-2], self.visible()
         used = self.length - self.dropped
         stale = used - visible
-        if not self.is_initialized or used + new > self.key_buffer.shape[-2] or stale > 1024 + visible:
+        full = not self.is_initialized or used + new > self.key_buffer.shape[-2]
+        # outside of inference mode, buffers made inside cannot be written
+        frozen = not full and self.key_buffer.is_inference() and not torch.is_inference_mode_enabled()
+        if full or frozen or stale > 1024 + visible:
             self._move(key_states, value_states, visible, new)
             used, stale = visible, 0
         end = used + new
@@ -86,7 +89,9 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
         A `path` that is a list is the first `count` tokens: nothing moves.
         """
-        if isinstance(path, Tensor) and self.is_initialized:
+        if not self.is_initialized:  # a layer that its model never uses
+            return
+        if isinstance(path, Tensor):
             slot = start - self.dropped
             slots = (path + slot).to(self.key_buffer.device)
             for buffer in (self.key_buffer, self.value_buffer):
@@ -97,9 +102,11 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Forget the last tokens: as many as `tokens_to_remove`, a negative number, says.
 
         Raises:
-            ValueError: the window before those tokens is gone already.
+            ValueError: a positive number, or the window before those tokens is gone already.
         """
-        self.length += tokens_to_remove
+        if tokens_to_remove > 0:
+            raise ValueError(f"crop({tokens_to_remove}) is not supported: pass -n to remove the last n tokens")
+        self.length = max(self.length + tokens_to_remove, 0)
         if self.length - self.dropped < self.visible():
             raise ValueError(f"cannot remove {-tokens_to_remove} tokens: the window before them is no longer cached")
 
@@ -124,12 +131,16 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.__init__(self.window)  # type: ignore[misc]
 
 
+class UnknownLayerError(LookupError):
+    """A layer keeps more than keys and values; the argument is the name of its cache's class."""
+
+
 class GrowingCache(Cache):
     """A `GrowingLayer` in the place of each layer of transformers' `DynamicCache`; for one sequence.
 
     Raises:
-        LookupError: a layer keeps a recurrent, convolutional or indexed state, which can be neither dropped nor moved;
-            its argument is the name of that layer's class.
+        UnknownLayerError: a layer keeps a recurrent, convolutional or indexed state, which can be neither dropped nor
+            moved.
     """
 
     def __init__(self, config: PretrainedConfig) -> None:
@@ -142,7 +153,7 @@ class GrowingCache(Cache):
             elif type(layer).__name__ == "DummyLayer":  # of a layer that reads another's cache
                 layers.append(layer)
             else:
-                raise LookupError(type(layer).__name__)
+                raise UnknownLayerError(type(layer).__name__)
         super().__init__(layers=layers)
 
     def keep(self, start: int, path: list[int]) -> None:

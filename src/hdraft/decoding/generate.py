@@ -145,7 +145,8 @@ def starter(
         limits = [criterion.max_length for criterion in stopping_criteria if isinstance(criterion, MaxLengthCriteria)]
         max_length = min(limits, default=UNLIMITED)
         choice = _choice(input_ids.long(), logits_processor, stopping_criteria, generation_config, max_length)
-        target = Target(model, shape, cache, attention_mask, position_ids)
+        chunk = generation_config.prefill_chunk_size
+        target = Target(model, shape, cache, attention_mask, position_ids, prefills_in_chunks=chunk is not None)
         return _with_output(
             draft_and_verify(
                 target,
@@ -154,7 +155,7 @@ def starter(
                 budget,
                 measured,
                 max_length,
-                generation_config.prefill_chunk_size,
+                chunk,
                 streamer,
                 Statistics() if statistics is None else statistics,
             ),

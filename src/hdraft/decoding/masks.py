@@ -14,6 +14,7 @@ from numba import njit
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from hdraft.decoding.support import UnsupportedError
 from hdraft.drafting.tree import DraftTree
 
 UNBOUNDED = 2**62
@@ -30,6 +31,9 @@ def layer_spans(config: PretrainedConfig) -> dict[str, Span] | Span:
     """The spans of a model's layers: by layer type where its forward takes a mask for each type, else the only one.
 
     The distinction is that of transformers' `create_masks_for_generate`.
+
+    Raises:
+        UnsupportedError: a layer type that is not known.
     """
     window, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
     if hasattr(config, "layer_types"):
@@ -38,13 +42,16 @@ def layer_spans(config: PretrainedConfig) -> dict[str, Span] | Span:
             "sliding_attention": Span(window or UNBOUNDED),
             "chunked_attention": Span(chunk or UNBOUNDED, chunked=True),
         }
-        return {layer_type: spans[layer_type] for layer_type in spans.keys() & set(config.layer_types)}
+        if unknown := set(config.layer_types) - spans.keys():
+            names = ", ".join(sorted(unknown))
+            raise UnsupportedError(f"layers of type {names} take masks that hdraft does not make: use model.generate")
+        return {layer_type: spans[layer_type] for layer_type in set(config.layer_types)}
     if window is not None:
         return Span(window)
     return Span() if chunk is None else Span(chunk, chunked=True)
 
 
-def tree_mask(cached: int, text: int, tree: DraftTree, span: Span) -> Tensor:
+def tree_mask(cached: int, text: int, tree: DraftTree, span: Span, padding: int = 0) -> Tensor:
     """bool[1, 1, m + n, k + m + n]: True where a row, of m text tokens and n nodes, may look at a column.
 
     Args:
@@ -52,11 +59,12 @@ def tree_mask(cached: int, text: int, tree: DraftTree, span: Span) -> Tensor:
         text: m, tokens of text in this step; at least 1.
         tree: the n nodes behind them.
         span: how far back the layer looks.
+        padding: tokens of it that the sequence begins with: chunks count from the first behind them.
     """
     offered = min(cached, span.size - 1)
     rows = text + len(tree)
     mask = np.zeros((rows, offered + rows), np.bool_)
-    _fill(mask, cached, offered, text, tree.parents, tree.depths, span.size, span.chunked)
+    _fill(mask, cached, offered, text, tree.parents, tree.depths, span.size, span.chunked, padding)
     return torch.from_numpy(mask)[None, None]
 
 
@@ -70,13 +78,14 @@ def _fill(
     depths: npt.NDArray[np.int32],
     size: int,
     chunked: bool,
+    padding: int,
 ) -> None:
     origin = cached - offered  # the position of column 0
     root = cached + text - 1  # the position of the last text token
     for row in range(mask.shape[0]):
         node = row - text
         position = cached + row if node < 0 else root + depths[node]
-        earliest = position // size * size if chunked else position - size + 1
+        earliest = (position - padding) // size * size + padding if chunked else position - size + 1
         for column in range(max(earliest - origin, 0), offered + min(row + 1, text)):
             mask[row, column] = True
         while node >= 0 and root + depths[node] >= earliest:

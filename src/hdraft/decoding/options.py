@@ -142,7 +142,7 @@ def check_prepared(
 
     Raises:
         UnsupportedError: a batch, positions of several dimensions, or no cache where that changes tokens.
-        ValueError: a cache or a mask for another sequence.
+        ValueError: a cache or a mask for another sequence, or a cache of another model.
     """
     if len(input_ids) != 1:
         raise UnsupportedError(BATCH.format(len(input_ids)))
@@ -158,6 +158,14 @@ def check_prepared(
         raise ValueError(f"attention_mask covers {covered} tokens and input_ids {length}: pass the whole sequence")
     if cache is not None:
         _check_cache(cache)
+        config = model.config.get_text_config(decoder=True)
+        if options.prefill_chunk_size is not None and any(limit.switch for limit in rope_limits(config)):
+            raise UnsupportedError(
+                "prefill_chunk_size with past_key_values is not supported with longrope scaling, as generate may lose"
+                " the text at its switch: leave it out"
+            )
+        if _windows(cache) != _windows(GrowingCache(config)):
+            raise ValueError("past_key_values is of a model with other layers: pass one that this model filled")
         if (cached := cache.get_seq_length()) >= length:
             raise ValueError(f"past_key_values holds {cached} tokens and input_ids {length}: pass the whole sequence")
 
@@ -174,6 +182,10 @@ def check_vocabulary(model: PreTrainedModel, drafter: Drafter | None) -> None:
             f"the drafter's vocabulary is of {drafter.vocab_size} ids and the model's of {known}:"
             f" make the drafter with vocab_size={known}"
         )
+
+
+def _windows(cache: GrowingCache) -> list[tuple[type, int | None]]:
+    return [(type(layer), getattr(layer, "window", None)) for layer in cache.layers]
 
 
 def _check_cache(cache: Any) -> None:

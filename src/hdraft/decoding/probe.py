@@ -1,7 +1,8 @@
 """Whether a model of an unknown family verifies draft trees: tried once, on the model itself.
 
-Two branches are forwarded behind a short text, the second is kept, and the text goes on. At every node the logits must
-be those of a plain pass over that node's text. If a tree fails, a chain of which a part is kept is tried.
+Two branches are forwarded behind a text, longer than a short window; the second is kept, and the text goes on. At every
+node the logits must be those of a plain pass over that node's text. If a tree fails, a chain of which a part is kept is
+tried.
 """
 
 from typing import Any, cast
@@ -36,6 +37,10 @@ def draft_shape(model: PreTrainedModel) -> Shape:
     return by_attention[attention]
 
 
+SHORT_WINDOW = 64
+"""A window or chunk up to which the text is longer, to see that the model's own masks follow it."""
+
+
 @torch.no_grad()
 def probe(model: PreTrainedModel, shapes: tuple[Shape, ...] = ("tree", "chain")) -> Shape:
     """The first of `shapes` that works: eight short forward passes each.
@@ -66,22 +71,30 @@ def _tolerance(dtype: torch.dtype) -> float:
 
 def _difference(model: PreTrainedModel, shape: Shape) -> float:
     vocabulary = len(embedding_weight(model))
-    a, b, c, d, e, f, g = (vocabulary // 2 + offset for offset in range(7))
-    text = np.array([a, b, c], np.int64)
+    target = Target(model, shape)
+    length = _text_length(target)
+    ids = [(vocabulary // 2 + offset) % vocabulary for offset in range(length + 4)]
+    text, (d, e, f, g) = ids[:length], ids[length:]
     if shape == "tree":
         tree = DraftTree([d, e, f, g], [-1, -1, 0, 1])
         nodes, kept = [[d], [e], [d, f], [e, g]], [1, 3]
     else:
         tree = DraftTree([d, e, f], [-1, 0, 1])
         nodes, kept = [[d], [d, e], [d, e, f]], [0]
-    target = Target(model, shape)
-    logits = target.forward(text, tree)
+    logits = target.forward(np.array(text), tree)
     target.keep(kept)
-    after = [int(tree.tokens[node]) for node in kept] + [c]
-    drafted = torch.cat((logits, target.forward(np.array([c], np.int64))))
-    plain = torch.stack([_plain(model, [a, b, c, *node]) for node in ([], *nodes, after)])
+    after = [int(tree.tokens[node]) for node in kept] + text[-1:]
+    drafted = torch.cat((logits, target.forward(np.array(text[-1:]))))
+    plain = torch.stack([_plain(model, [*text, *node]) for node in ([], *nodes, after)])
     spread = float(plain.std(dim=-1).max())
     return float((drafted.float() - plain).abs().max()) / max(spread, 1e-12)
+
+
+def _text_length(target: Target) -> int:
+    config = target.model.config.get_text_config(decoder=True)
+    windows = [getattr(config, name, None) or 0 for name in ("sliding_window", "attention_chunk_size")]
+    longer = 2 + max((window for window in windows if window <= SHORT_WINDOW), default=0)
+    return longer if longer > 3 and target.deepest_draft(longer) >= 3 else 3
 
 
 def _plain(model: PreTrainedModel, ids: list[int]) -> Tensor:

@@ -4,12 +4,14 @@ Whether a model can verify a tree, or a single chain only, is known for the fami
 is tried once, on the model itself (`probe.py`).
 """
 
+from collections.abc import Iterable
+from inspect import Parameter, signature
 from typing import Any, Literal, NamedTuple, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hdraft.decoding.cache import GrowingCache
+from hdraft.decoding.cache import GrowingCache, UnknownLayerError
 
 Shape = Literal["tree", "chain"]
 
@@ -40,8 +42,8 @@ class PositionLimit(NamedTuple):
     """A position that no draft may reach from before it."""
 
     positions: int
-    drafts_beyond: bool
-    """Whether drafts are sound again once the text itself has passed it."""
+    switch: bool
+    """Whether it is the switch of a longrope, beyond which drafts are sound again."""
 
 
 def check_model(model: PreTrainedModel) -> None:
@@ -59,14 +61,15 @@ def check_model(model: PreTrainedModel) -> None:
     stateful = model._is_stateful or not cast(Any, model)._supports_default_dynamic_cache()
     state = "a state of its own" if stateful or config.model_type in CONVOLUTIONAL else None
     if state is None:
+        if not hasattr(config, "num_hidden_layers"):
+            raise UnsupportedError(f"{type(model).__name__} does not say how many layers it caches: {way_out}")
         try:
             GrowingCache(config)
-        except LookupError as error:
-            state = f"a {error.args[0]}"
+        except UnknownLayerError as error:
+            state = f"a {error}, more than keys and values"
     if state is not None:
         raise UnsupportedError(
-            f"{type(model).__name__} keeps {state}, recurrent or convolutional, from which rejected draft tokens cannot"
-            f" be dropped: {way_out}"
+            f"{type(model).__name__} keeps {state}, from which rejected draft tokens cannot be dropped: {way_out}"
         )
 
 
@@ -75,8 +78,16 @@ def known_shape(model: PreTrainedModel) -> Shape | None:
     config = model.config
     if config.model_type in TREES | CHAINS:
         by_slot = config.model_type in CHAINS or getattr(config, "alibi", False)
-        return "chain" if by_slot or not takes_masks(config) else "tree"
+        slots_only = by_slot or not takes_masks(config) or not takes(model, "position_ids")
+        return "chain" if slots_only else "tree"
     return None
+
+
+def takes(model: PreTrainedModel, argument: str) -> bool:
+    """Whether the model's forward takes `argument`; a wrapper around it that takes anything hands it on."""
+    accepted = signature(model.forward).parameters
+    anything = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in accepted.values())
+    return argument in accepted or (anything and argument in signature(type(model).forward).parameters)
 
 
 def takes_masks(config: PretrainedConfig) -> bool:
@@ -104,9 +115,9 @@ def rope_limits(config: PretrainedConfig) -> list[PositionLimit]:
     for scaling in scalings:
         if "dynamic" in scaling["rope_type"]:
             # at that length itself the model does not return to its first frequencies
-            limits.append(PositionLimit(config.max_position_embeddings - 1, drafts_beyond=False))
+            limits.append(PositionLimit(config.max_position_embeddings - 1, switch=False))
         elif scaling["rope_type"] == "longrope":
-            limits.append(PositionLimit(scaling["original_max_position_embeddings"], drafts_beyond=True))
+            limits.append(PositionLimit(scaling["original_max_position_embeddings"], switch=True))
     return limits
 
 
@@ -115,15 +126,20 @@ def table_limits(model: PreTrainedModel) -> list[PositionLimit]:
     config = model.config.get_text_config(decoder=True)
     end = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     rotary = any(name.endswith("inv_freq") for name, _ in model.named_buffers())
-    return [PositionLimit(end, drafts_beyond=False)] if end and not rotary else []
+    return [PositionLimit(end, switch=False)] if end and not rotary else []
 
 
-def restore_frequencies(model: PreTrainedModel) -> None:
+def scaled_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """The modules that hold the frequencies of dynamic NTK scaling."""
+    return [module for module in model.modules() if "dynamic" in str(getattr(module, "rope_type", ""))]
+
+
+def restore_frequencies(modules: Iterable[nn.Module]) -> None:
     """Return dynamic NTK scaling to the trained length, from that of the longest text so far.
 
     `model.generate` leaves it there, so that there a text's tokens can depend on the requests before it.
     """
-    for module in model.modules():
+    for module in modules:
         kinds = getattr(module, "rope_type", None)
         by_layer_type = kinds if isinstance(kinds, dict) else {"": str(kinds)}
         for layer_type, kind in by_layer_type.items():

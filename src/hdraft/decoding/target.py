@@ -1,6 +1,5 @@
 """The target model at work on one sequence: forward passes over text and draft tree, and the cache between them."""
 
-import inspect
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any, cast
@@ -19,7 +18,9 @@ from hdraft.decoding.support import (
     embedding_weight,
     restore_frequencies,
     rope_limits,
+    scaled_modules,
     table_limits,
+    takes,
 )
 from hdraft.drafting.drafter import UNLIMITED
 from hdraft.drafting.tree import DraftTree
@@ -47,6 +48,7 @@ class Target:
         cache: GrowingCache | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        prefills_in_chunks: bool = False,
     ) -> None:
         """Prepare for a sequence.
 
@@ -56,6 +58,7 @@ class Target:
             cache: an earlier request's, to go on from.
             attention_mask: int[1, m] over the prompt, 0 for padding; None without padding.
             position_ids: int[1, m] of the prompt, where they are not 0, 1, 2, …
+            prefills_in_chunks: whether the prompt is to be forwarded in chunks, as `prefill_chunk_size` asks.
         """
         config = model.config.get_text_config(decoder=True)
         self.model = model
@@ -64,24 +67,22 @@ class Target:
         self.spans: dict[str, Span] | Span = Span() if self.own_masks else layer_spans(config)
         # eager attention adds its mask: a boolean one would be added as 0 and 1
         self.additive = embedding_weight(model).dtype if config._attn_implementation == "eager" else None
-        scalings = rope_limits(config)
-        self.limits: list[PositionLimit] = scalings + table_limits(model)
-        self.scales = bool(scalings)
+        self.limits: list[PositionLimit] = rope_limits(config) + table_limits(model)
+        self.scaled = scaled_modules(model)
         self.cache = GrowingCache(config) if cache is None else cache
         self.length: int = self.cache.get_seq_length()
         self.attention_mask = attention_mask
         self.position_ids = position_ids
         # padding before the last prompt token: how far positions lag behind the sequence
         self.lag = 0 if position_ids is None else position_ids.shape[-1] - 1 - int(position_ids[0, -1])
-        accepted = inspect.signature(model.forward).parameters
-        self.takes_positions = "position_ids" in accepted
-        self.takes_logits_to_keep = "logits_to_keep" in accepted
-        self.restore()
+        self.left_padding = 0 if attention_mask is None else int((attention_mask[0].cumsum(-1) == 0).sum())
+        self.may_restart = not prefills_in_chunks
+        self.takes_positions = takes(model, "position_ids")
+        self.takes_logits_to_keep = takes(model, "logits_to_keep")
 
     def restore(self) -> None:
         """Undo what long texts leave behind in the model, so that tokens do not depend on earlier requests."""
-        if self.scales:
-            restore_frequencies(self.model)
+        restore_frequencies(self.scaled)
 
     def deepest_draft(self, text: int) -> int:
         """How deep a draft behind `text` more tokens may go: not at all, or so far that no position limit is passed."""
@@ -92,16 +93,19 @@ class Target:
             for reached in {self.length + text, self.length + text - self.lag}:
                 if reached <= limit.positions:
                     depth = min(depth, limit.positions - reached)
-                elif not limit.drafts_beyond:
+                elif not limit.switch:
                     return 0
         return depth
 
     def restarts(self, sequence: Callable[[], Tensor]) -> bool:
-        """Whether the model wants the whole sequence, int[1, length + 1], again: Phi-3 at the switch of its longrope.
+        """Whether the model wants the whole sequence, int[1, m], again: Phi-3 across the switch of its longrope.
 
-        If so, the cache is empty afterwards.
+        If so, the cache is empty afterwards. To be asked once before every step.
         """
-        if not any(limit.drafts_beyond and limit.positions == self.length for limit in self.limits):
+        if not self.may_restart:  # in the prompt's last chunk: `generate` shows models one chunk, not the sequence
+            self.may_restart = True
+            return False
+        if not any(limit.switch and 0 < self.length <= limit.positions for limit in self.limits):
             return False
         inputs = cast(Any, self.model).prepare_inputs_for_generation(
             sequence(), next_sequence_length=1, past_key_values=self.cache, attention_mask=self.attention_mask
@@ -132,6 +136,7 @@ class Target:
             inputs["logits_to_keep"] = n + 1
         if (mask := self._mask(m, tree)) is not None:
             inputs["attention_mask"] = mask
+        self.restore()  # other requests may run between two steps of a stream
         self.called = perf_counter()
         outputs = self.model(**inputs, past_key_values=self.cache, use_cache=True, return_dict=True)
         self.length += m
@@ -167,7 +172,7 @@ class Target:
         return {layer_type: self._tree_mask(m, tree, span) for layer_type, span in self.spans.items()}
 
     def _tree_mask(self, m: int, tree: DraftTree, span: Span) -> Tensor:
-        mask = tree_mask(self.length, m, tree, span)
+        mask = tree_mask(self.length, m, tree, span, self.left_padding)
         if self.attention_mask is not None:
             origin = self.length + m + len(tree) - mask.shape[-1]
             known = self.attention_mask[0, origin : self.length + m].bool()

@@ -138,9 +138,9 @@ class DraftTree:
         node = _first_fault(self.tokens, self.parents, self.depths, self.sources, vocab_size, max_depth, len(Source))
         if node >= 0:
             raise ValueError(
-                f"the drafter's tree is malformed at node {node} (token {self.tokens[node]}, parent {self.parents[node]},"
-                f" depth {self.depths[node]}, source {self.sources[node]}): parents come before children, one depth above,"
-                f" tokens are below {vocab_size}, depths at most {max_depth}"
+                f"the drafter's tree is malformed at node {node} (token {self.tokens[node]}, parent"
+                f" {self.parents[node]}, depth {self.depths[node]}, source {self.sources[node]}): parents come before"
+                f" children, one depth above, tokens are below {vocab_size}, depths at most {max_depth}"
             )
 
     def ancestor_mask(self) -> npt.NDArray[np.bool_]:
