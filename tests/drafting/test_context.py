@@ -3,18 +3,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hdraft.drafting.context import (
-    FIRST,
-    FOLLOWED,
-    MAX_LENGTH,
-    NONE,
-    OCCURRED,
-    OLDER,
-    POSITION,
-    TOKEN,
-    ContextDatabase,
-    step_down,
-)
+from hdraft.drafting.context import MAX_LENGTH, NONE, ContextDatabase, step_down
 
 texts = st.lists(st.integers(0, 3), max_size=80)
 
@@ -27,14 +16,14 @@ def followers(text: list[int], context: list[int]) -> Counter[int]:
 
 def children(database: ContextDatabase, handle: int) -> Counter[int]:
     trie = database.trie
-    if handle < 0 or trie.nodes[handle, OCCURRED] == 1:
-        after = (~handle if handle < 0 else int(trie.nodes[handle, POSITION])) + 1
+    if handle < 0 or trie.occurred[handle] == 1:
+        after = (~handle if handle < 0 else int(trie.position[handle])) + 1
         return Counter([int(trie.text[after])] if after < len(database) else [])
     found: Counter[int] = Counter()
-    child = int(trie.nodes[handle, FIRST])
+    child = int(trie.first[handle])
     while child:
-        found[int(trie.nodes[child, TOKEN])] = int(trie.nodes[child, OCCURRED])
-        child = int(trie.nodes[child, OLDER])
+        found[int(trie.token[child])] = int(trie.occurred[child])
+        child = int(trie.older[child])
     return found
 
 
@@ -48,7 +37,7 @@ def test_the_matches_of_the_end_are_the_contexts_that_occurred_before(text: list
         node = int(database.trie.matches[k])
         expected = followers(text, text[-k:])
         assert children(database, node) == expected
-        assert database.trie.nodes[node, FOLLOWED] == expected.total()
+        assert database.trie.followed[node] == expected.total()
 
 
 @given(texts, st.lists(st.integers(0, 3), min_size=1, max_size=MAX_LENGTH))
@@ -74,13 +63,14 @@ def test_a_text_in_pieces_is_the_text_at_once(text: list[int], pieces: list[int]
     whole = ContextDatabase(text)
     nodes = int(whole.trie.sizes[1])
     assert database.trie.sizes.tolist() == whole.trie.sizes.tolist()
-    assert database.trie.nodes[:nodes].tolist() == whole.trie.nodes[:nodes].tolist()
+    for name in ("token", "parent", "occurred", "followed", "position", "first", "older", "newer"):
+        assert getattr(database.trie, name)[:nodes].tolist() == getattr(whole.trie, name)[:nodes].tolist()
 
 
 def test_children_are_kept_most_recent_first() -> None:
     database = ContextDatabase([1, 2, 1, 3, 1, 2, 1])
     node = step_down(database.trie, 0, 1)
-    assert int(database.trie.nodes[database.trie.nodes[node, FIRST], TOKEN]) == 2
+    assert int(database.trie.token[database.trie.first[node]]) == 2
 
 
 def test_room_reserved_is_room_enough_for_the_worst_text() -> None:

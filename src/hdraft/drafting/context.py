@@ -31,17 +31,6 @@ TEXT, _NODES, MATCH = 0, 1, 2  # what `sizes` holds: tokens of text, nodes, the 
 _MOST_NODES_A_TOKEN = 2 * (MAX_LENGTH + 1)
 
 
-# The columns of a node, half a cache line: what it holds, then its links (0: none).
-TOKEN = 0  # the n-gram's last token
-OCCURRED = 1  # how often
-FOLLOWED = 2  # how often a token came after it: the sum of its children's
-POSITION = 3  # where its latest occurrence ends
-PARENT = 4
-FIRST = 5  # most recent child
-OLDER = 6  # next sibling
-NEWER = 7  # previous sibling
-
-
 class ContextTrie(NamedTuple):
     """The trie's arrays, with room to grow.
 
@@ -49,7 +38,14 @@ class ContextTrie(NamedTuple):
     """
 
     text: npt.NDArray[np.int32]
-    nodes: npt.NDArray[np.int32]  # [nodes, columns]; the root is node 0
+    token: npt.NDArray[np.int32]  # [nodes] the n-gram's last token
+    parent: npt.NDArray[np.int32]  # [nodes]
+    occurred: npt.NDArray[np.int32]  # [nodes] occurrences of the n-gram
+    followed: npt.NDArray[np.int32]  # [nodes] occurrences that a token followed: the sum of the children's counts
+    position: npt.NDArray[np.int32]  # [nodes] where the n-gram's latest occurrence ends
+    first: npt.NDArray[np.int32]  # [nodes] most recent child, 0: none
+    older: npt.NDArray[np.int32]  # [nodes] next sibling, 0: none
+    newer: npt.NDArray[np.int32]  # [nodes] previous sibling, 0: none
     table: npt.NDArray[np.int32]  # [2**m] open-addressing hash of (parent, token) -> node, 0: free
     matches: npt.NDArray[np.int32]  # [MAX_LENGTH + 1] the node of the text's last k tokens, k up to sizes[MATCH]
     sizes: npt.NDArray[np.int32]
@@ -69,33 +65,33 @@ def _find(trie: ContextTrie, parent: int, token: int) -> int:
     slot = _slot(trie.table, parent, token)
     while True:
         node = trie.table[slot]
-        if node == 0 or (trie.nodes[node, PARENT] == parent and trie.nodes[node, TOKEN] == token):
+        if node == 0 or (trie.parent[node] == parent and trie.token[node] == token):
             return int(node)
         slot = (slot + 1) & (len(trie.table) - 1)
 
 
 @kernel
 def _put_first(trie: ContextTrie, parent: int, node: int) -> None:
-    head = trie.nodes[parent, FIRST]
-    trie.nodes[node, OLDER] = head
-    trie.nodes[node, NEWER] = 0
+    head = trie.first[parent]
+    trie.older[node] = head
+    trie.newer[node] = 0
     if head:
-        trie.nodes[head, NEWER] = node
-    trie.nodes[parent, FIRST] = node
+        trie.newer[head] = node
+    trie.first[parent] = node
 
 
 @kernel
 def _add_leaf(trie: ContextTrie, parent: int, token: int, position: int) -> None:
     node = trie.sizes[_NODES]
     trie.sizes[_NODES] = node + 1
-    trie.nodes[node, TOKEN] = token
-    trie.nodes[node, PARENT] = parent
-    trie.nodes[node, OCCURRED] = 1
-    trie.nodes[node, FOLLOWED] = 0
-    trie.nodes[node, POSITION] = position
-    trie.nodes[node, FIRST] = 0
+    trie.token[node] = token
+    trie.parent[node] = parent
+    trie.occurred[node] = 1
+    trie.followed[node] = 0
+    trie.position[node] = position
+    trie.first[node] = 0
     _put_first(trie, parent, node)
-    trie.nodes[parent, FOLLOWED] += 1
+    trie.followed[parent] += 1
     slot = _slot(trie.table, parent, token)
     while trie.table[slot]:
         slot = (slot + 1) & (len(trie.table) - 1)
@@ -104,12 +100,12 @@ def _add_leaf(trie: ContextTrie, parent: int, token: int, position: int) -> None
 
 @kernel
 def _count_again(trie: ContextTrie, parent: int, node: int) -> None:
-    trie.nodes[node, OCCURRED] += 1
-    trie.nodes[parent, FOLLOWED] += 1
-    if trie.nodes[node, NEWER]:  # move to the front
-        trie.nodes[trie.nodes[node, NEWER], OLDER] = trie.nodes[node, OLDER]
-        if trie.nodes[node, OLDER]:
-            trie.nodes[trie.nodes[node, OLDER], NEWER] = trie.nodes[node, NEWER]
+    trie.occurred[node] += 1
+    trie.followed[parent] += 1
+    if trie.newer[node]:  # move to the front
+        trie.older[trie.newer[node]] = trie.older[node]
+        if trie.older[node]:
+            trie.newer[trie.older[node]] = trie.newer[node]
         _put_first(trie, parent, node)
 
 
@@ -129,12 +125,12 @@ def append(trie: ContextTrie, token: int) -> None:
         else:
             _count_again(trie, context, node)
             if length < MAX_LENGTH:
-                if trie.nodes[node, OCCURRED] == 2:  # no leaf any more: what followed it first becomes a child
-                    after = trie.nodes[node, POSITION] + 1
+                if trie.occurred[node] == 2:  # no leaf any more: what followed its first occurrence becomes a child
+                    after = trie.position[node] + 1
                     _add_leaf(trie, node, trie.text[after], after)
                 matched = length + 1
                 trie.matches[matched] = node
-            trie.nodes[node, POSITION] = position
+            trie.position[node] = position
         context = following
     trie.sizes[MATCH] = matched
 
@@ -143,7 +139,7 @@ def append(trie: ContextTrie, token: int) -> None:
 def _append_all(trie: ContextTrie, token_ids: npt.NDArray[np.int32], begin: int) -> int:
     """Take in `token_ids[begin:]` while there is room; returns how many of `token_ids` are in."""
     for i in range(begin, len(token_ids)):
-        if trie.sizes[TEXT] >= len(trie.text) or trie.sizes[_NODES] + _MOST_NODES_A_TOKEN > len(trie.nodes):
+        if trie.sizes[TEXT] >= len(trie.text) or trie.sizes[_NODES] + _MOST_NODES_A_TOKEN > len(trie.token):
             return i
         append(trie, token_ids[i])
     return len(token_ids)
@@ -152,7 +148,7 @@ def _append_all(trie: ContextTrie, token_ids: npt.NDArray[np.int32], begin: int)
 @kernel
 def _fill_table(trie: ContextTrie) -> None:
     for node in range(1, trie.sizes[_NODES]):
-        slot = _slot(trie.table, trie.nodes[node, PARENT], trie.nodes[node, TOKEN])
+        slot = _slot(trie.table, trie.parent[node], trie.token[node])
         while trie.table[slot]:
             slot = (slot + 1) & (len(trie.table) - 1)
         trie.table[slot] = node
@@ -162,10 +158,10 @@ def _fill_table(trie: ContextTrie) -> None:
 def step_down(trie: ContextTrie, handle: int, token: int) -> int:
     """The handle of the context `handle` lengthened by `token`, or `NONE`."""
     if handle >= 0:
-        if trie.nodes[handle, OCCURRED] > 1:
+        if trie.occurred[handle] > 1:
             child = _find(trie, handle, token)
             return child if child else int(NONE)
-        position = int(trie.nodes[handle, POSITION])
+        position = int(trie.position[handle])
     else:
         position = ~handle
     position += 1
@@ -181,7 +177,7 @@ class ContextDatabase:
         room = max(256, 2 * len(token_ids))
         self.trie = _allocate(room, 2 * room)
         self.trie.sizes[_NODES] = 1
-        self.trie.nodes[_ROOT, OCCURRED] = 2  # no leaf
+        self.trie.occurred[_ROOT] = 2  # no leaf
         self.extend(token_ids)
 
     def __len__(self) -> int:
@@ -199,14 +195,15 @@ class ContextDatabase:
         old = self.trie
         text, nodes = int(old.sizes[TEXT]), int(old.sizes[_NODES])
         text_needed, nodes_needed = text + tokens, nodes + tokens * _MOST_NODES_A_TOKEN
-        if text_needed <= len(old.text) and nodes_needed <= len(old.nodes):
+        if text_needed <= len(old.text) and nodes_needed <= len(old.token):
             return
         self.trie = _allocate(
             len(old.text) if text_needed <= len(old.text) else max(2 * len(old.text), text_needed),
-            len(old.nodes) if nodes_needed <= len(old.nodes) else max(2 * len(old.nodes), nodes_needed),
+            len(old.token) if nodes_needed <= len(old.token) else max(2 * len(old.token), nodes_needed),
         )
         self.trie.text[:text] = old.text[:text]
-        self.trie.nodes[:nodes] = old.nodes[:nodes]
+        for new, values in zip(self.trie[1:9], old[1:9], strict=True):
+            new[:nodes] = values[:nodes]
         self.trie.matches[:] = old.matches
         self.trie.sizes[:] = old.sizes
         _fill_table(self.trie)
@@ -214,10 +211,5 @@ class ContextDatabase:
 
 def _allocate(text: int, nodes: int) -> ContextTrie:
     slots = 1 << (2 * nodes - 1).bit_length()  # at most half full
-    return ContextTrie(
-        text=np.zeros(text, np.int32),
-        nodes=np.zeros((nodes, NEWER + 1), np.int32),
-        table=np.zeros(slots, np.int32),
-        matches=np.zeros(MAX_LENGTH + 1, np.int32),
-        sizes=np.zeros(3, np.int32),
-    )
+    lengths = [text, *[nodes] * 8, slots, MAX_LENGTH + 1, 3]
+    return ContextTrie(*(np.zeros(length, np.int32) for length in lengths))

@@ -24,15 +24,9 @@ import numpy.typing as npt
 
 from hdraft.drafting.budget import BudgetRule, least_worthwhile
 from hdraft.drafting.context import (
-    FIRST,
-    FOLLOWED,
     MATCH,
     NONE,
-    OCCURRED,
-    OLDER,
-    POSITION,
     TEXT,
-    TOKEN,
     ContextDatabase,
     ContextTrie,
     append,
@@ -202,9 +196,9 @@ def _suffix_shape(following: npt.NDArray[np.int64], probes: int) -> int:
 @kernel
 def _context_shape(trie: ContextTrie, handle: int) -> int:
     """The same of a context in D_c, as its most recent continuation tells."""
-    if handle < 0 or trie.nodes[trie.nodes[handle, FIRST], OLDER] == 0:
+    if handle < 0 or trie.older[trie.first[handle]] == 0:
         return 0
-    return 1 if 2 * trie.nodes[trie.nodes[handle, FIRST], OCCURRED] >= trie.nodes[handle, FOLLOWED] else 2
+    return 1 if 2 * trie.occurred[trie.first[handle]] >= trie.followed[handle] else 2
 
 
 @kernel
@@ -219,10 +213,10 @@ def _match(databases: Databases, matches: Matches, row: int, level: int, length:
         return low, high, high - low
     trie = databases.context
     handle = matches.handle[row, length]
-    if handle >= 0 and trie.nodes[handle, OCCURRED] == 1:
-        handle = ~int(trie.nodes[handle, POSITION])
+    if handle >= 0 and trie.occurred[handle] == 1:
+        handle = ~int(trie.position[handle])
     if handle >= 0:
-        return handle, 0, int(trie.nodes[handle, FOLLOWED])
+        return handle, 0, int(trie.followed[handle])
     return handle, 0, int(~handle + 1 < trie.sizes[TEXT])
 
 
@@ -255,11 +249,11 @@ def _add_context(mixture: Mixture, n: int, trie: ContextTrie, handle: int, share
     """Add what followed a context in D_c, most recent first."""
     if handle < 0:
         return _add(mixture, n, int(trie.text[~handle + 1]), share, 0)
-    share /= trie.nodes[handle, FOLLOWED]
-    child, seen = int(trie.nodes[handle, FIRST]), 0
+    share /= trie.followed[handle]
+    child, seen = int(trie.first[handle]), 0
     while child and seen < _RECENT:
-        n = _add(mixture, n, int(trie.nodes[child, TOKEN]), share * trie.nodes[child, OCCURRED], 0)
-        child = int(trie.nodes[child, OLDER])
+        n = _add(mixture, n, int(trie.token[child]), share * trie.occurred[child], 0)
+        child = int(trie.older[child])
         seen += 1
     return n
 
@@ -399,7 +393,7 @@ def _relative_frequency(
     child = step_down(databases.context, handle, token)
     if child < 0:
         return 0.0 if child == NONE else 1.0
-    return float(databases.context.nodes[child, OCCURRED] / databases.context.nodes[handle, FOLLOWED])
+    return float(databases.context.occurred[child] / databases.context.followed[handle])
 
 
 @kernel
