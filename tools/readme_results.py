@@ -13,6 +13,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
+EXCERPT = "problem-beekeeper"
+"""The prompt that README.md shows."""
+
 COLUMNS = {
     "tokens": ("tokens", ".0f"),
     "seconds_generate": ("`model.generate`", ".2f"),
@@ -27,9 +30,10 @@ COLUMNS = {
 
 
 def run_excerpt(text: str) -> str:
-    """The first prompt of a captured run, as a code block."""
+    """One prompt of a captured run, as a code block."""
     prompts = re.split(r"(?m)^(?=\S+ \([a-z ]+\) ─)", text)
-    return f"```\n{prompts[1].rstrip()}\n```"
+    shown = next(prompt for prompt in prompts if prompt.startswith(EXCERPT))
+    return f"```\n{shown.rstrip()}\n```"
 
 
 def results(figures: dict[str, Any]) -> str:
