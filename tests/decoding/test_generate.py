@@ -13,6 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from hdraft.decoding import GrowingCache, Statistics, custom_generate, generate, measure_costs, stream
+from hdraft.drafting.hierarchy import HierarchyDrafter
 from hdraft.drafting.tree import DraftTree
 
 
@@ -364,7 +365,7 @@ def test_costs_are_measured_once_and_given_to_drafters_that_use_them(model, text
     assert first.costs is second.costs is measure_costs(model)
     assert first.costs.shape == (65,) and first.costs.dtype == np.float64
     assert (np.diff(first.costs) >= 0).all() and first.costs[0] > 0
-    given = np.arange(65.0)
+    given = np.arange(1.0, 66.0)
     generate(model, prompt(), first, max_new_tokens=5, costs=given)
     assert first.costs is given
     generate(model, prompt(), OracleDrafter(VOCABULARY, text, PROMPT), max_new_tokens=5)
@@ -419,3 +420,17 @@ def test_a_stream_begun_in_inference_mode_goes_on_outside():
         tokens = stream(model, ids, None, **options)
     torch.manual_seed(3)
     assert [token.id for token in tokens] == expected
+
+
+def test_a_length_may_be_a_tensor():
+    model, ids = build("llama"), prompt()
+    expected = plain(model, ids, max_new_tokens=9)
+    drafter = OracleDrafter(VOCABULARY, expected[0].tolist(), PROMPT)
+    assert torch.equal(generate(model, ids, drafter, max_new_tokens=torch.tensor(9)), expected)
+    drafter = HierarchyDrafter(VOCABULARY)
+    assert torch.equal(generate(model, ids, drafter, max_new_tokens=torch.tensor(9)), expected)
+
+
+def test_costs_that_are_none_are_refused_at_the_call():
+    with pytest.raises(ValueError, match="costs must be"):
+        stream(build("llama"), prompt(), HierarchyDrafter(VOCABULARY), costs=np.array([0.0, 1.0]))

@@ -37,6 +37,7 @@ from hdraft.decoding.statistics import Statistics
 from hdraft.decoding.support import check_model
 from hdraft.decoding.target import Target
 from hdraft.decoding.verification import Argmax, Processed
+from hdraft.drafting.budget import BudgetRule
 from hdraft.drafting.drafter import UNLIMITED, Drafter
 
 Output = Tensor | GenerateDecoderOnlyOutput
@@ -139,11 +140,13 @@ def starter(
         if attention_mask is not None and bool(attention_mask.all()):
             attention_mask = None  # no padding: as later versions of `generate` say it themselves
         shape = draft_shape(model)
+        if costs is not None:
+            BudgetRule(costs)  # refuses what are no costs, before any work
         measured = costs
         if measured is None and budget > 0 and getattr(drafter, "uses_costs", False):
             measured = measure_costs(model)
         limits = [criterion.max_length for criterion in stopping_criteria if isinstance(criterion, MaxLengthCriteria)]
-        max_length = min(limits, default=UNLIMITED)
+        max_length = int(min(limits, default=UNLIMITED))
         choice = _choice(input_ids.long(), logits_processor, stopping_criteria, generation_config, max_length)
         chunk = generation_config.prefill_chunk_size
         target = Target(model, shape, cache, attention_mask, position_ids, prefills_in_chunks=chunk is not None)

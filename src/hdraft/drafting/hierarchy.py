@@ -645,7 +645,7 @@ class HierarchySession:
         ngrams: npt.NDArray[np.integer] | None = None,
         candidates: npt.NDArray[np.integer] | None = None,
     ) -> None:
-        """Take in the tokens that a step emitted."""
+        """Take in the tokens that a step emitted. `ngrams` and `candidates` are no sources of this drafter: unused."""
         ids = check_ids(token_ids, self._drafter.vocab_size)
         if self._rule is not None:
             self._rule.record(self._drafted, len(ids))
