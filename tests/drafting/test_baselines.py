@@ -3,7 +3,15 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_published import followed, most_frequent
+from test_published import (
+    RECORDED_EOS,
+    RECORDED_VOCAB,
+    assert_same_on_recorded,
+    followed,
+    most_frequent,
+    needs_recorded,
+    recorded_corpus,
+)
 
 from hdraft.drafting import UNLIMITED, DraftTree, Source
 from hdraft.drafting.baselines import PromptLookupDrafter, RestDrafter
@@ -95,6 +103,20 @@ def test_rest_drafts_as_the_plain_implementation_does(
         plain = rest(documents, prompt, choices, max_depth, budget)
         for name in DraftTree.__slots__:
             assert getattr(tree, name).tolist() == getattr(plain, name).tolist(), name
+
+
+@needs_recorded
+def test_baselines_draft_as_the_plain_implementations_do_on_recorded_text() -> None:
+    corpus = recorded_corpus(8_000)
+    statistics = StatisticsDatabase.from_documents(corpus, RECORDED_VOCAB, RECORDED_EOS)
+    assert_same_on_recorded(
+        PromptLookupDrafter(RECORDED_VOCAB),
+        lambda text: DraftTree.from_sequences([look_up(list(text), 3, 10)], [Source.CONTEXT]),
+        requests=60,
+    )
+    assert_same_on_recorded(
+        RestDrafter(RECORDED_VOCAB, statistics), lambda text: rest(corpus, list(text), 64, UNLIMITED, 64)
+    )
 
 
 def test_rest_takes_the_longest_context() -> None:

@@ -1,6 +1,9 @@
 """D_m: learning, forgetting, saving, sharing between threads."""
 
+import errno
+import os
 import threading
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hdraft import storage
 from hdraft.drafting.model import ModelDatabase
 from hdraft.storage import DatabaseError
 
@@ -110,17 +114,39 @@ def test_save_keeps_the_newest_that_fit():
     assert database._to_save().tokens.tolist() == [1, 1, 1, 0, 2, 2, 2, 0, 3, 3, 3, 0]
 
 
-def test_bounded_over_many_requests():
-    """A million n-grams through a small database: memory is bounded, and the newest are there."""
-    rng = np.random.default_rng(0)
-    database = ModelDatabase(1000, 0, capacity=5000)
-    for _ in range(2000):
-        last = rng.integers(1, 1000, 500)
-        database.learn(last)
-    _, array = database.snapshot()
-    assert 2500 < len(array.tokens) <= 5000
-    assert sum(part.nbytes for part in array) <= 5000 * 6 + 4 * 1002
-    assert learned(database)[-1] == last.tolist()
+def test_a_million_requests_take_no_more_room_than_the_capacity_and_the_newest_are_kept():
+    """Request i writes the digits of i; they come in lots of 200, the last 10,000 one by one."""
+    requests, capacity = np.arange(1_000_000), 20_000
+    digits = np.stack([requests // 10_000, requests // 100 % 100, requests % 100], 1).astype(np.uint16) + 1
+    outputs = np.hstack([digits, digits, digits, np.zeros((len(digits), 1), np.uint16)])
+    database = ModelDatabase(101, 0, capacity=capacity)
+    room = capacity * (2 + 4) + 4 * 103
+    lots = [*np.split(outputs[:-10_000], 99 * 50), *outputs[-10_000:]]
+    tracemalloc.start()
+    for lot in lots:
+        database.learn(lot.ravel())
+        _, array = database.snapshot()
+        assert len(array.tokens) == len(array.suffixes) <= capacity
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(part.nbytes for part in array) <= room
+    assert peak < 4 * room  # the old array, the new one, and what sorting needs
+    kept = len(array.tokens) // 10
+    assert capacity * 0.9 < 10 * kept
+    assert array.tokens.reshape(kept, 10).tolist() == outputs[-kept:].tolist()
+
+
+def test_learning_saving_and_reopening_over_and_over_takes_no_more_room_than_the_capacity(tmp_path):
+    database = ModelDatabase(100, 0, capacity=100)
+    for request in range(30):
+        database.learn([request + 1] * 9)
+        database.learn([request + 2] * 9)
+        database.save_pretrained(tmp_path)
+        if request % 3 == 0:
+            database = ModelDatabase.from_pretrained(tmp_path)
+            database.capacity = 100
+            assert len(database.tokens) <= 100
+    assert learned(ModelDatabase.from_pretrained(tmp_path)) == [[i + j] * 9 for i in range(26, 31) for j in (0, 1)]
 
 
 def test_threads_learn_while_others_read():
@@ -161,6 +187,45 @@ def test_a_stored_database_with_corrupt_tokens_is_not_saved_over_a_good_one(tmp_
     with pytest.raises(ValueError, match="outside the vocabulary"):
         database.save_pretrained(tmp_path)
     assert learned(ModelDatabase.from_pretrained(tmp_path, verify=True)) == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize(("where", "name"), [(os, "fsync"), (os, "replace"), (storage._Hashed, "write")])
+def test_a_save_that_fails_leaves_the_old_database_and_what_was_learned(tmp_path, monkeypatch, where, name):
+    """Each call of it fails once: the first array's, …, the manifest's."""
+    ModelDatabase.from_documents([[1, 2, 3]], 8, 0).save_pretrained(tmp_path)
+    database = ModelDatabase.from_pretrained(tmp_path)
+    database.learn([4, 5])
+    real = getattr(where, name)
+    for working in range(100):
+        calls = iter(range(working))
+
+        def fails(*arguments, calls=calls, **keywords):
+            if next(calls, None) is None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(*arguments, **keywords)
+
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(where, name, fails)
+                database.save_pretrained(tmp_path)
+            break
+        except DatabaseError as error:
+            assert "the disk is full" in str(error)
+        on_disk = learned(ModelDatabase.from_pretrained(tmp_path, verify=True))
+        assert on_disk == [[1, 2, 3]] or (on_disk == [[1, 2, 3], [4, 5]] and name == "fsync")  # the folder's own
+        assert learned(database) == [[1, 2, 3], [4, 5]]
+    assert 3 < working < 100
+    assert learned(ModelDatabase.from_pretrained(tmp_path, verify=True)) == [[1, 2, 3], [4, 5]]
+
+
+def test_a_database_saved_over_the_folder_it_is_mapped_from_goes_on(tmp_path):
+    ModelDatabase.from_documents([[1, 2, 3]], 8, 0).save_pretrained(tmp_path)
+    database = ModelDatabase.from_pretrained(tmp_path)
+    for ids in ([4, 5], [6, 7]):
+        database.learn(ids)
+        database.save_pretrained(tmp_path)
+        assert learned(ModelDatabase.from_pretrained(tmp_path, verify=True)) == learned(database)
+    assert learned(database) == [[1, 2, 3], [4, 5], [6, 7]]
 
 
 def test_kinds_are_not_mixed_up(tmp_path):

@@ -1,12 +1,16 @@
+import gzip
+import json
+import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hdraft.drafting import UNLIMITED, DraftTree, Source
+from hdraft.drafting import UNLIMITED, Drafter, DraftTree, Source
 from hdraft.drafting.model import ModelDatabase
 from hdraft.drafting.published import (
     OCCURRENCES,
@@ -152,6 +156,56 @@ def test_drafts_as_the_plain_implementation_does(
         assert_same(session.propose(budget, max_depth), plain.propose(budget, max_depth))
         session.extend(step)
         plain.extend(step)
+
+
+# Recorded output of a real model, where there is any; `evaluation/test_replay.py` has the figures on the whole of it.
+SHARED = Path(os.environ.get("HDRAFT_SHARED", Path(__file__).parents[3] / "shared")) / "replay"
+RECORDED_VOCAB, RECORDED_EOS = 32000, 2
+needs_recorded = pytest.mark.skipif(not SHARED.exists(), reason="no recorded traces here (HDRAFT_SHARED)")
+
+
+def recorded(name: str, count: int) -> list[dict[str, Ids]]:
+    with gzip.open(SHARED / name) as lines:
+        return [json.loads(line) for line, _ in zip(lines, range(count), strict=False)]
+
+
+def recorded_corpus(tokens: int) -> list[Ids]:
+    ids = np.load(SHARED / "chat-corpus-0.npy", mmap_mode="r")[:tokens]
+    return [part[part != RECORDED_EOS].tolist() for part in np.split(ids, np.flatnonzero(ids == RECORDED_EOS) + 1)]
+
+
+def assert_same_on_recorded(drafter: Drafter, plain: Callable[[Ids], DraftTree], requests: int = 4) -> None:
+    """`plain` drafts for a text, within a budget of 64."""
+    drafted = 0
+    for request in recorded("vicuna-7b-specbench-dev.jsonl.gz", requests):
+        text, output = list(request["prompt_ids"]), request["output_ids"][:90]
+        session = drafter.session(text)
+        for begin in range(0, len(output), 3):
+            tree = session.propose(64)
+            assert_same(tree, plain(text))
+            drafted += len(tree)
+            session.extend(output[begin : begin + 3])
+            text += output[begin : begin + 3]
+    assert drafted > 200
+
+
+@needs_recorded
+@pytest.mark.parametrize("order", ["W", "S", "L", "WS", "WSL"])
+def test_drafts_as_the_plain_implementation_does_on_recorded_text(order: str) -> None:
+    outputs = [line["output_ids"][:-1] for line in recorded("vicuna-7b-generations.jsonl.gz", 100)]
+    corpus = recorded_corpus(50_000)
+    databases = (
+        ModelDatabase.from_documents(outputs, RECORDED_VOCAB, RECORDED_EOS),
+        StatisticsDatabase.from_documents(corpus, RECORDED_VOCAB, RECORDED_EOS),
+    )
+
+    def plain(text: Ids) -> DraftTree:
+        reference.context, reference.text = defaultdict(list), []
+        reference.extend(text)
+        return reference.propose(64, UNLIMITED)
+
+    reference = PlainPublished(outputs, corpus, level=5, guess=7, order=order)
+    assert_same_on_recorded(PublishedDrafter(RECORDED_VOCAB, *databases, order=order), plain)
 
 
 @settings(deadline=None)
