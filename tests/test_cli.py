@@ -313,17 +313,55 @@ def test_replay(run: Run, trace: Path, tmp_path: Path, method: str) -> None:
     result = run("replay", trace, "--method", method, "--budget", 8, "--json", tmp_path / "figures.json")
     assert result.code == 0, result
     figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["settings"]["method"] == method
     assert figures["categories"]["code"]["tokens"] == 9
     assert f"{figures['categories']['all']['mat']:.3f}" in result.out
+    assert "speed-up" not in result.out
 
 
-def test_replay_refuses_what_it_cannot_replay(run: Run, trace: Path, tmp_path: Path) -> None:
+def test_replay_predicts_the_speedup(run: Run, trace: Path, tmp_path: Path) -> None:
+    (tmp_path / "costs.json").write_text(json.dumps([1, *range(50, 58)]))
+    ask = ("replay", trace, "--budget", 8, "--json", tmp_path / "figures.json", "--cost", tmp_path / "costs.json")
+    for mode in ("--fixed", "--adaptive"):
+        result = run(*ask, mode)
+        figures = json.loads((tmp_path / "figures.json").read_text())
+        score = figures["categories"]["code"]
+        assert "speed-up" in result.out and f"{score['predicted_speedup']:.3f}" in result.out
+        assert (score["predicted_speedup"] < 1) == (mode == "--fixed")  # at this price nothing is worth drafting
+    assert run("replay", trace, "--adaptive").out.count("gpu") == 1
+
+
+def test_replay_learns_unless_told_not_to(run: Run, trace: Path, tmp_path: Path) -> None:
+    trace.write_text(trace.read_text() * 3)
+    steps = []
+    for learn in ((), ("--learn",), ("--no-learn",)):
+        assert run("replay", trace, *learn, "--json", tmp_path / "figures.json").code == 0
+        steps.append(json.loads((tmp_path / "figures.json").read_text())["categories"]["all"]["steps"])
+    assert steps[0] == steps[1] < steps[2]
+
+
+def test_replay_refuses_what_it_cannot_replay(run: Run, trace: Path, tmp_path: Path, statistics_database: Path) -> None:
     refused(run("replay", tmp_path / "nothing"), "No such file")
+    refused(run("replay", tmp_path), "directory")
     refused(run("replay", trace, "--method", "rest"), "--statistics-database")
     refused(run("replay", trace, "--method", "published", "--order", "XYZ"), "order")
-    refused(run("replay", trace, "--adaptive"), "--cost")
+    refused(run("replay", trace, "--method", "published", "--order", "WL"), "--statistics-database")
+    for option in ("--order", "--level", "--guess", "--previous-tokens"):
+        refused(run("replay", trace, "--method", "pld", option, 3), option, "is for published, not for pld")
+    for option in ("--learn", "--adaptive"):
+        refused(run("replay", trace, "--method", "pld", option), option, "is for hd, not for pld")
+    refused(run("replay", trace, "--method", "pld", "--model-database", tmp_path), "--model-database is for")
+    refused(run("replay", trace, "--model-database", tmp_path / "none"), "none")
+    refused(run("replay", trace, "--budget", 10**9), "--budget")
+    refused(run("replay", trace, "--json", tmp_path / "none" / "figures.json"), "no folder")
     (tmp_path / "costs.json").write_text('{"0": 1}')
-    refused(run("replay", trace, "--adaptive", "--cost", tmp_path / "costs.json"), "JSON list")
+    refused(run("replay", trace, "--cost", tmp_path / "costs.json"), "JSON list")
+    (tmp_path / "costs.json").write_text("[1, 1]")
+    refused(run("replay", trace, "--adaptive", "--cost", tmp_path / "costs.json"), "ends at 1 draft token")
+    refused(run("replay", trace, "--cost", "tpu"), "no cost curve tpu", "cpu-measured")
+    large = trace.with_name("large.jsonl")
+    large.write_text(json.dumps({"id": "7", "category": "code", "prompt_ids": [1], "output_ids": [10**6]}))
+    refused(run("replay", trace, large, "--statistics-database", statistics_database), "request 7", "1000000")
     trace.write_text(trace.read_text() + "{\n")
     refused(run("replay", trace), f"{trace}:2")
     trace.write_text("")

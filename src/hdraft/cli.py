@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedTokenizerBase
 
-    from hdraft.drafting import Drafter
-
 USER, MACHINE, INTERRUPTED = 2, 1, 130
 """Exit codes: whose fault it was."""
 
@@ -393,66 +391,63 @@ def replay(
         Literal["hd", "published", "pld", "rest"],
         typer.Option(help="The adaptive hierarchy, the published one, prompt lookup, or REST."),
     ] = "hd",
-    budget: Budget = 64,
+    budget: Annotated[
+        int, typer.Option(min=0, max=4096, metavar="N", help="The most tokens drafted in one step.")
+    ] = 64,
     model_database: ModelDatabaseName = None,
     statistics_database: StatisticsDatabaseName = None,
-    order: Annotated[str, typer.Option(metavar="LETTERS", help="published: which of W, S, L to ask.")] = "WSL",
-    level: Annotated[int, typer.Option(metavar="N", help="published: tokens of an n-gram.")] = 5,
-    guess: Annotated[int, typer.Option(metavar="N", help="published: sequences kept for each token.")] = 7,
-    previous_tokens: Annotated[int, typer.Option(metavar="N", help="published: tokens that D_s is asked with.")] = 2,
-    learn: Annotated[bool, typer.Option(help="hd: let finished requests join D_m.")] = False,
+    order: Annotated[
+        str | None,
+        typer.Option(metavar="LETTERS", help="published: which of W, S, L (D_c, D_m, D_s) to ask; all that are given."),
+    ] = None,
+    level: Annotated[
+        int | None, typer.Option(metavar="N", help="published: tokens of an n-gram.", show_default="5")
+    ] = None,
+    guess: Annotated[
+        int | None, typer.Option(metavar="N", help="published: sequences kept for each token.", show_default="7")
+    ] = None,
+    previous_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="published: tokens that D_s is asked with.", show_default="2")
+    ] = None,
+    learn: Annotated[
+        bool | None,
+        typer.Option("--learn/--no-learn", help="hd: let finished requests join D_m, in memory.", show_default="learn"),
+    ] = None,
     adaptive: Annotated[
         bool, typer.Option("--adaptive/--fixed", help="hd: draft as much as --cost makes worthwhile, or to the budget.")
     ] = False,
     cost: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", dir_okay=False, help="A JSON list: a step's time over 0, 1, 2, ... draft tokens."),
+        str | None,
+        typer.Option(
+            metavar="CURVE",
+            help="Predict the speed-up where steps cost this: gpu, cpu, cpu-measured, or a file with a JSON list of a"
+            " step's times over 0, 1, 2, ... draft tokens.",
+            show_default="gpu, if --adaptive",
+        ),
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Recorded requests through a drafter: mean accepted tokens, exactly, without a model."""
     _check_writable(json_file)
-    if adaptive != (cost is not None):
-        raise CommandError("--adaptive and --cost belong together: give both, or neither")
-    if method == "rest" and statistics_database is None:
-        raise CommandError("REST drafts from D_s: give --statistics-database")
-    from hdraft.drafting.baselines import PromptLookupDrafter, RestDrafter
-    from hdraft.drafting.hierarchy import HierarchyDrafter
-    from hdraft.drafting.model import ModelDatabase
-    from hdraft.drafting.published import PublishedDrafter
-    from hdraft.drafting.statistics import StatisticsDatabase
-    from hdraft.evaluation.replay import replay as replay_trace
-    from hdraft.evaluation.traces import read_trace
+    from hdraft.evaluation.replay import replay_files
     from hdraft.terminal import progress
 
-    with _refusals():
-        requests = [request for trace in traces for request in read_trace(trace)]
-        if not requests:
-            raise CommandError(f"no requests in {', '.join(map(str, traces))}")
-        stored = None if model_database is None else ModelDatabase.from_pretrained(model_database)
-        general = None if statistics_database is None else StatisticsDatabase.from_pretrained(statistics_database)
-        largest = max(int(max(each.prompt_ids.max(initial=0), each.output_ids.max(initial=0))) for each in requests)
-        size = next((database.vocab_size for database in (stored, general) if database is not None), largest + 1)
-        drafter: Drafter
-        if method == "hd":
-            drafter = HierarchyDrafter(size, stored, general, learn=learn)
-        elif method == "published":
-            drafter = PublishedDrafter(
-                size, stored, general, level=level, guess=guess, order=order, previous_tokens=previous_tokens
-            )
-        elif method == "rest" and general is not None:
-            drafter = RestDrafter(size, general)
-        else:
-            drafter = PromptLookupDrafter(size)
-        with progress(_console(stderr=True)) as report:
-            result = replay_trace(
-                requests,
-                drafter,
-                budget,
-                costs=_read_costs(cost),
-                progress=lambda done, total: report("replaying", done, total),
-            )
-    figures = result.to_dict()
+    with _refusals(), progress(_console(stderr=True)) as report:
+        figures = replay_files(
+            traces,
+            method,
+            budget,
+            model_database=model_database,
+            statistics_database=statistics_database,
+            learn=learn,
+            adaptive=adaptive,
+            cost=cost,
+            order=order,
+            level=level,
+            guess=guess,
+            previous_tokens=previous_tokens,
+            progress=lambda done, total: report("replaying", done, total),
+        )
     if json_file is not None:
         json_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     _show_scores(figures)
@@ -476,27 +471,20 @@ def _show_scores(figures: dict[str, Any]) -> None:
     from rich.table import Table
 
     sources = list(figures["categories"]["all"]["accepted_share"])
+    cost = figures["settings"]["cost"]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("category", "MAT", "steps", "tokens", "drafted/step", *sources):
+    names = ("category", "MAT", "steps", "tokens", "drafted/step", *(["speed-up"] if cost else []), *sources)
+    for name in names:
         table.add_column(name, justify="left" if name == "category" else "right")
     for category, score in figures["categories"].items():
-        counts = [f"{score['mat']:.3f}", str(score["steps"]), str(score["tokens"]), f"{score['drafted_per_step']:.1f}"]
-        table.add_row(category, *counts, *(f"{score['accepted_share'][source]:.0%}" for source in sources))
+        cells = [f"{score['mat']:.3f}", str(score["steps"]), str(score["tokens"]), f"{score['drafted_per_step']:.1f}"]
+        cells += [f"{score['predicted_speedup']:.3f}"] if cost else []
+        table.add_row(category, *cells, *(f"{score['accepted_share'][source]:.0%}" for source in sources))
     console, times = _console(), figures["microseconds"]
     console.print(table)
+    if cost:
+        console.print(f"speed-up: predicted, where steps cost {cost}; drafting itself left out", soft_wrap=True)
     console.print(f"microseconds a step: mean {times['mean']:.0f}, p50 {times['p50']:.0f}, p99 {times['p99']:.0f}")
-
-
-def _read_costs(file: Path | None) -> Any:
-    """float64[m], or None without a file."""
-    if file is None:
-        return None
-    import numpy as np
-
-    costs = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(costs, list) or not all(isinstance(cost, int | float) for cost in costs):
-        raise CommandError(f"{file} does not hold a JSON list of numbers")
-    return np.array(costs, np.float64)
 
 
 def _check_writable(file: Path | None) -> None:

@@ -59,9 +59,35 @@ def test_a_worked_example() -> None:
     assert (score.steps, score.tokens, score.drafted, score.mat) == (2, 4, 4, 2.0)
     assert score.accepted == {Source.CONTEXT: 1, Source.MODEL: 0, Source.STATISTICS: 1}
     assert result.scores["qa"] == score
-    assert result.calibration is not None
-    assert result.calibration.probabilities.tolist() == pytest.approx([0.9, 0.5, 0.4, 0.1])
-    assert result.calibration.accepted.tolist() == [True, False, True, False]
+    assert list(result.calibrations) == ["all", "qa"]
+    for calibration in result.calibrations.values():
+        assert calibration.probabilities.tolist() == pytest.approx([0.9, 0.5, 0.4, 0.1])
+        assert calibration.accepted.tolist() == [True, False, True, False]
+
+
+def test_the_predicted_speedup_is_tokens_over_time_in_ordinary_steps() -> None:
+    trees = [DraftTree(tokens=[1, 2, 9], parents=[-1, 0, 1]), DraftTree(tokens=[4], parents=[-1])]
+    result = replay([request([1, 2, 3, 4, 5])], Scripted(*trees), 7)
+    assert result.scores["all"].sizes == {3: 1, 1: 1}
+    costs = np.array([2.0, 3.0, 9.0, 5.0])  # steps over 3 and 1 draft tokens: (5 + 3) / 2 = 4 ordinary steps
+    assert result.scores["qa"].speedup(costs) == 5 / 4
+    assert result.to_dict(costs)["categories"]["all"]["predicted_speedup"] == 5 / 4
+    assert result.scores["all"].speedup(np.ones(4)) == result.scores["all"].mat == 5 / 2
+    with pytest.raises(ValueError, match="the costs end at 2 draft tokens, and 3 were drafted"):
+        result.to_dict(costs[:3])
+
+
+def test_calibrations_are_by_category() -> None:
+    tree = DraftTree(tokens=[1], parents=[-1], probabilities=[0.5])
+    trace = [request([1, 2], category="qa"), request([3, 2], category="rag"), request([], category="none")]
+    calibrations = replay(trace, Scripted(tree), 7, calibrate=True).calibrations
+    assert {category: each.accepted.tolist() for category, each in calibrations.items()} == {
+        "all": [True, False],
+        "qa": [True],
+        "rag": [False],
+        "none": [],
+    }
+    assert replay(trace, Scripted(tree), 7).calibrations == {}
 
 
 def test_the_last_token_is_the_targets_own() -> None:
@@ -76,8 +102,14 @@ def test_categories_add_up_and_all_comes_first() -> None:
     result = replay(trace, Scripted(), 7, progress=lambda *args: done.append(args))
     assert list(result.scores) == ["all", "qa", "rag"]
     assert [score.steps for score in result.scores.values()] == [6, 5, 1]
-    assert done == [(1, 3), (2, 3), (3, 3)]
+    assert done == [(2, 6), (3, 6), (6, 6)]
     assert len(result.microseconds) == 6 and (result.microseconds > 0).all()
+
+
+def test_progress_within_a_long_request() -> None:
+    done = []
+    replay([request([1] * 1000)], Scripted(), 7, progress=lambda *args: done.append(args))
+    assert len(done) > 3 and done == sorted(done) and done[-1] == (1000, 1000)
 
 
 def test_to_dict_is_json() -> None:
@@ -107,6 +139,11 @@ def test_ids_that_do_not_fit_are_refused_before_anything_runs(bad: Request) -> N
     with pytest.raises(ValueError, match=r"request 1: token id 1\d is outside the drafter's vocabulary of 10"):
         replay([request([1, 2]), bad], drafter, 7)
     assert not drafter.told
+
+
+def test_the_category_of_all_requests_is_refused() -> None:
+    with pytest.raises(ValueError, match="request 1: the category 'all' stands for every request"):
+        replay([request([1], category="all")], Scripted(), 7)
 
 
 def test_a_learning_drafter_learns_from_one_request_to_the_next() -> None:

@@ -9,6 +9,8 @@ every tree would have gained. The output `1 2 3 4` with the drafts `1 2 9` and, 
 2 steps for 4 tokens: MAT 2.0. The first step verifies the first draft with the prompt.
 """
 
+import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter_ns
@@ -18,10 +20,17 @@ import numpy as np
 import numpy.typing as npt
 
 from hdraft.drafting import Drafter, DraftTree, Source
-from hdraft.evaluation.traces import Request
+from hdraft.evaluation.calibration import Calibration
+from hdraft.evaluation.costs import cost_curve
+from hdraft.evaluation.machine import machine
+from hdraft.evaluation.methods import method_options, open_drafter
+from hdraft.evaluation.traces import Request, read_traces
 
 ALL = "all"
 """The category of every request."""
+
+_NEITHER = {"model_database": None, "statistics_database": None, "learn": False, "adaptive": False}
+_REPORTED = 256  # steps of one request between two calls of `progress`
 
 
 @dataclass
@@ -29,45 +38,58 @@ class Score:
     """What drafting gained over some requests.
 
     Attributes:
-        steps: forward passes of the target, the first, with the prompt, too.
         tokens: tokens emitted.
-        drafted: draft tokens verified.
+        sizes: how many steps verified 0, 1, 2, … draft tokens, by that number.
         accepted: draft tokens accepted, by their source.
     """
 
-    steps: int = 0
     tokens: int = 0
-    drafted: int = 0
+    sizes: Counter[int] = field(default_factory=Counter)
     accepted: dict[Source, int] = field(default_factory=lambda: dict.fromkeys(Source, 0))
+
+    @property
+    def steps(self) -> int:
+        """Forward passes of the target, the first, with the prompt, too."""
+        return self.sizes.total()
+
+    @property
+    def drafted(self) -> int:
+        """Draft tokens verified."""
+        return sum(size * steps for size, steps in self.sizes.items())
 
     @property
     def mat(self) -> float:
         """Mean accepted tokens: tokens emitted a step; 1.0 is ordinary decoding."""
         return self.tokens / max(self.steps, 1)
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON: `accepted_share` is each source's part of all accepted draft tokens."""
+    def speedup(self, costs: npt.NDArray[np.floating]) -> float:
+        """The predicted speed-up: tokens emitted in the time of one ordinary step; 1.0 is ordinary decoding.
+
+        Args:
+            costs: float[m], the time of a step over 0, 1, 2, … draft tokens. What drafting itself takes is left out.
+
+        Raises:
+            ValueError: a step verified `m` draft tokens or more.
+        """
+        if max(self.sizes, default=0) >= len(costs):
+            raise ValueError(f"the costs end at {len(costs) - 1} draft tokens, and {max(self.sizes)} were drafted")
+        time = sum(steps * float(costs[size]) for size, steps in self.sizes.items()) / float(costs[0])
+        return self.tokens / time if time else 0.0
+
+    def to_dict(self, costs: npt.NDArray[np.floating] | None = None) -> dict[str, Any]:
+        """As JSON; `accepted_share` is each source's part of all accepted draft tokens.
+
+        With costs, `predicted_speedup` too, see `speedup`.
+        """
         accepted = max(sum(self.accepted.values()), 1)
-        return {
+        figures = {
             "mat": self.mat,
             "steps": self.steps,
             "tokens": self.tokens,
             "drafted_per_step": self.drafted / max(self.steps, 1),
             "accepted_share": {source.name.lower(): n / accepted for source, n in self.accepted.items()},
         }
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Each drafted node's estimated probability, and whether verification reached and accepted it.
-
-    Attributes:
-        probabilities: float32[n].
-        accepted: bool[n].
-    """
-
-    probabilities: npt.NDArray[np.float32]
-    accepted: npt.NDArray[np.bool_]
+        return figures if costs is None else figures | {"predicted_speedup": self.speedup(costs)}
 
 
 @dataclass(frozen=True)
@@ -77,21 +99,91 @@ class ReplayResult:
     Attributes:
         scores: by category, in the order of the trace; that of all requests, under `ALL`, first.
         microseconds: float64[steps], the time of propose and extend in each step.
-        calibration: if it was asked for.
+        calibrations: by category like the scores, if asked for; else empty.
     """
 
     scores: dict[str, Score]
     microseconds: npt.NDArray[np.float64]
-    calibration: Calibration | None = None
+    calibrations: dict[str, Calibration] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, costs: npt.NDArray[np.floating] | None = None) -> dict[str, Any]:
         """As JSON: `categories`, each with its score, and `microseconds` a step (`mean`, `p50`, `p99`)."""
         times = self.microseconds if len(self.microseconds) else np.zeros(1)
         p50, p99 = np.percentile(times, (50, 99))
         return {
-            "categories": {category: score.to_dict() for category, score in self.scores.items()},
+            "categories": {category: score.to_dict(costs) for category, score in self.scores.items()},
             "microseconds": {"mean": float(times.mean()), "p50": float(p50), "p99": float(p99)},
         }
+
+
+def replay_files(
+    traces: Sequence[str | os.PathLike[str]],
+    method: str = "hd",
+    budget: int = 64,
+    *,
+    model_database: str | os.PathLike[str] | None = None,
+    statistics_database: str | os.PathLike[str] | None = None,
+    learn: bool | None = None,
+    adaptive: bool = False,
+    cost: str | os.PathLike[str] | None = None,
+    order: str | None = None,
+    level: int | None = None,
+    guess: int | None = None,
+    previous_tokens: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """What `hdraft replay` does: replay traces from files through a method; nothing is written to disk.
+
+    Args:
+        traces: see `read_trace`.
+        method: `hd`, `published`, `pld` or `rest`. An option below that it does not use is refused.
+        budget: the most draft tokens a step.
+        model_database: D_m, a folder or a name on the Hub (hd, published).
+        statistics_database: D_s (hd, published, rest).
+        learn: whether finished requests join D_m in memory (hd; by default they do).
+        adaptive: whether the drafter's budget rule decides how much is worth drafting, by the cost curve (hd).
+        cost: a built-in cost curve or a file, see `cost_curve`, to predict the speed-up with; `gpu` if adaptive.
+        order, level, guess, previous_tokens: see `PublishedDrafter` (published).
+        progress: see `replay`.
+
+    Returns:
+        As JSON: `settings`, `machine`, and what `ReplayResult.to_dict` has.
+
+    Raises:
+        DatabaseError, ValueError: arguments or files that do not go together; one line that says what to do.
+        OSError: a file cannot be read.
+    """
+    options = method_options(
+        method,
+        model_database=model_database,
+        statistics_database=statistics_database,
+        learn=learn,
+        adaptive=adaptive,
+        order=order,
+        level=level,
+        guess=guess,
+        previous_tokens=previous_tokens,
+    )
+    if budget < 0:
+        raise ValueError(f"the budget is {budget}: it must be at least 0")
+    cost = "gpu" if cost is None and adaptive else cost
+    costs = None if cost is None else cost_curve(cost, budget)
+    trace = read_traces(traces)
+    drafter = open_drafter(method, trace, options)
+    result = replay(trace, drafter, budget, costs=costs if adaptive else None, progress=progress)
+    settings = {
+        "traces": [str(trace) for trace in traces],
+        "method": method,
+        "budget": budget,
+        **_NEITHER,
+        **options,
+        "cost": cost,
+    }
+    return {
+        "settings": {name: str(value) if isinstance(value, os.PathLike) else value for name, value in settings.items()},
+        "machine": machine(),
+        **result.to_dict(costs),
+    }
 
 
 def replay(
@@ -111,30 +203,32 @@ def replay(
         budget: the most draft tokens a step.
         costs: float[m], for drafters that choose how much to draft; see `Drafter.session`.
         calibrate: whether to keep each node's probability and fate.
-        progress: called after each request with the number done and the number of all.
+        progress: called with the number of tokens emitted and of all, after each request, and within long ones.
 
     Raises:
-        ValueError: a request's ids do not fit the drafter's vocabulary.
+        ValueError: a request's ids do not fit the drafter's vocabulary, or its category is `ALL`.
     """
     for request in trace:
-        largest = max(request.prompt_ids.max(initial=0), request.output_ids.max(initial=0))
-        if largest >= drafter.vocab_size:
+        if request.largest_id >= drafter.vocab_size:
             raise ValueError(
-                f"request {request.id}: token id {largest} is outside the drafter's vocabulary of "
+                f"request {request.id}: token id {request.largest_id} is outside the drafter's vocabulary of "
                 f"{drafter.vocab_size}: replay a trace with databases of the same tokenizer"
             )
+        if request.category == ALL:
+            raise ValueError(f"request {request.id}: the category {ALL!r} stands for every request: name it otherwise")
     for request in trace[:1]:  # load the compiled kernels before the clock runs; a session never closed leaves no trace
         session = drafter.session(request.prompt_ids, costs)
         session.propose(budget)
         session.extend(request.output_ids[:1])
     scores = {ALL: Score()}
     microseconds: list[float] = []
-    probabilities: list[npt.NDArray[np.float32]] = []
-    fates: list[npt.NDArray[np.bool_]] = []
-    for done, request in enumerate(trace, start=1):
-        score = scores.setdefault(request.category, Score())
+    drafts: list[tuple[str, npt.NDArray[np.float32], npt.NDArray[np.bool_]]] = []
+    total = sum(len(request.output_ids) for request in trace)
+    done = 0
+    for request in trace:
+        both = (scores[ALL], scores.setdefault(request.category, Score()))
         output = request.output_ids
-        emitted = 0
+        emitted = steps = 0
         session = drafter.session(request.prompt_ids, costs)
         while emitted < len(output):
             start = perf_counter_ns()
@@ -146,20 +240,27 @@ def replay(
             session.extend(tokens)
             microseconds.append((nanoseconds + perf_counter_ns() - start) / 1000)
             emitted += len(tokens)
-            for each in (scores[ALL], score):
-                each.steps += 1
-                each.tokens += len(tokens)
-                each.drafted += len(tree)
+            steps += 1
+            for score in both:
+                score.tokens += len(tokens)
+                score.sizes[len(tree)] += 1
                 for node in path:
-                    each.accepted[Source(tree.sources[node])] += 1
+                    score.accepted[Source(tree.sources[node])] += 1
             if calibrate:
-                probabilities.append(tree.probabilities)
-                fates.append(np.isin(np.arange(len(tree)), path))
+                drafts.append((request.category, tree.probabilities, np.isin(np.arange(len(tree)), path)))
+            if progress is not None and steps % _REPORTED == 0:
+                progress(done + emitted, total)
         session.close()
+        done += emitted
         if progress is not None:
-            progress(done, len(trace))
-    calibration = Calibration(_join(probabilities, np.float32), _join(fates, np.bool_)) if calibrate else None
-    return ReplayResult(scores, np.array(microseconds), calibration)
+            progress(done, total)
+    calibrations = {}
+    for category in scores if calibrate else ():
+        own = [(estimates, fates) for name, estimates, fates in drafts if category in (ALL, name)]
+        calibrations[category] = Calibration(
+            _join([estimates for estimates, _ in own], np.float32), _join([fates for _, fates in own], np.bool_)
+        )
+    return ReplayResult(scores, np.array(microseconds), calibrations)
 
 
 def accepted_path(tree: DraftTree, output_ids: npt.NDArray[np.integer]) -> list[int]:

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,19 @@ class Request:
     category: str
     prompt_ids: npt.NDArray[np.int32]
     output_ids: npt.NDArray[np.int32]
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id in it, 0 if it is empty."""
+        return int(max(self.prompt_ids.max(initial=0), self.output_ids.max(initial=0)))
+
+
+def read_traces(paths: Sequence[str | os.PathLike[str]]) -> list[Request]:
+    """Read several traces as one, see `read_trace`; raises ValueError where they hold no request."""
+    requests = [request for path in paths for request in read_trace(path)]
+    if not requests:
+        raise ValueError(f"no requests in {', '.join(map(str, paths)) or 'no trace'}")
+    return requests
 
 
 def read_trace(path: str | os.PathLike[str]) -> list[Request]:

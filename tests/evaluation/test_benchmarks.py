@@ -1,0 +1,155 @@
+"""The benchmarks of the evaluation, on a trace of a few requests, and the tool that measures a cost curve."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from tiny_model import save_tiny_model
+
+from hdraft.drafting.hierarchy import HierarchyDrafter
+from hdraft.evaluation.costs import CURVES, cost_curve
+from hdraft.evaluation.traces import Request, read_traces
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+if not BENCHMARKS.exists():
+    pytest.skip("an installed package has no benchmarks", allow_module_level=True)
+
+
+def load(name: str, folder: Path = BENCHMARKS) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{folder.name}_{name}", folder / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+budget, calibration = load("budget"), load("calibration")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Requests of a repeated phrase, and requests of nothing that repeats."""
+    path = tmp_path / "trace.jsonl"
+    requests = [
+        {"id": str(i), "category": "easy", "prompt_ids": [1, 2, 3, 4], "output_ids": [1, 2, 3, 4] * 8}
+        if i % 2
+        else {
+            "id": str(i),
+            "category": "hard",
+            "prompt_ids": [],
+            "output_ids": [(7 * j * j + i) % 50 for j in range(20)],
+        }
+        for i in range(8)
+    ]
+    path.write_text("".join(json.dumps(request) + "\n" for request in requests))
+    return path
+
+
+@pytest.fixture
+def trace(path: Path) -> list[Request]:
+    return read_traces([path])
+
+
+def run(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+    module.main()
+
+
+def test_the_rule_against_fixed_budgets(trace: list[Request]) -> None:
+    made: list[HierarchyDrafter] = []
+
+    def new_drafter() -> HierarchyDrafter:
+        made.append(HierarchyDrafter(50, learn=True))
+        return made[-1]
+
+    figures: dict[str, Any] = budget.compare(trace, new_drafter, budgets=(1, 4, 8))
+    assert json.loads(json.dumps(figures)) == figures
+    assert list(figures) == list(CURVES)
+    assert len(set(map(id, made))) == len(made) >= 3 + 2 * len(CURVES)
+    for curve, results in figures.items():
+        assert list(results["categories"]) == ["all", "hard", "easy"]
+        overall = str(results["categories"]["all"]["best_fixed"])
+        for row in results["categories"].values():
+            assert set(row["fixed"]) == {"1", "4", "8"}
+            assert row["fixed"][str(row["best_fixed"])] == max(row["fixed"].values())
+            assert row["to_best"] == row["rule"] / max(row["fixed"].values())
+            assert row["to_best_overall"] == row["rule"] / row["fixed"][overall] >= row["to_best"]
+            # what a step costs is at least what an ordinary one does, and at most what the largest tree does
+            assert row["rule"] <= row["mat"] <= row["rule"] * cost_curve(curve, 8)[-1] / cost_curve(curve, 8)[0] + 1e-9
+        assert list(results["random"]) == ["mat", "drafted_per_step", "predicted_speedup", "microseconds"]
+    gpu = figures["gpu"]["categories"]["all"]
+    assert gpu["best_fixed"] == 8 and gpu["to_best"] == pytest.approx(1, abs=0.02)  # eight draft tokens are free
+
+
+def test_random_tokens_are_the_same_every_time() -> None:
+    once, again = budget.random_trace(30, 2, 5, 9), budget.random_trace(30, 2, 5, 9)
+    assert [request.output_ids.tolist() for request in once] == [request.output_ids.tolist() for request in again]
+    assert len(once) == 2 and len(once[0].prompt_ids) == 5 and len(once[0].output_ids) == 9
+    assert max(request.largest_id for request in once) < 30
+
+
+def test_budget_as_a_command(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(budget, monkeypatch, path, "--budgets", 4, "--json", tmp_path / "budget.json")
+    assert list(json.loads((tmp_path / "budget.json").read_text())["curves"]) == list(CURVES)
+    out = capsys.readouterr().out
+    assert "cost curve gpu" in out and "random tokens" in out
+    with pytest.raises(SystemExit, match="no folder"):
+        run(budget, monkeypatch, path, "--json", tmp_path / "none" / "budget.json")
+    with pytest.raises(SystemExit, match=r"none.jsonl"):
+        run(budget, monkeypatch, tmp_path / "none.jsonl")
+
+
+def test_calibration_as_a_command(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(calibration, monkeypatch, path, "--json", tmp_path / "calibration.json")
+    record = json.loads((tmp_path / "calibration.json").read_text())
+    assert record["budget"] == 64 and record["learn"] and record["machine"]["processor"]
+    assert list(record["categories"]) == ["all", "hard", "easy"]
+    everything = record["categories"]["all"]
+    assert everything["tokens"] == sum(row["count"] for row in everything["bins"]) > 0
+    assert f"easy: expected calibration error {record['categories']['easy']['error']:.4f}" in capsys.readouterr().out
+
+
+def test_a_plot(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    run(calibration, monkeypatch, path, "--plot", tmp_path / "calibration.png")
+    assert (tmp_path / "calibration.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plot_that_cannot_be_is_refused_before_the_work(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "measure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    for plot, says in (
+        (tmp_path / "plot.png", r"--plot needs matplotlib: pip install 'hdraft\[plots\]'"),
+        (tmp_path / "plot.txt", r"must end in .png, .svg or .pdf"),
+        (tmp_path / "none" / "plot.png", "no folder"),
+    ):
+        with pytest.raises(SystemExit, match=says):
+            run(calibration, monkeypatch, path, "--plot", plot)
+
+
+def test_a_measured_curve_can_be_replayed_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, output = save_tiny_model(tmp_path / "model"), tmp_path / "costs.json"
+    run(
+        load("measure_costs", BENCHMARKS.with_name("tools")),
+        monkeypatch,
+        "--model",
+        model,
+        "--runs",
+        2,
+        "--output",
+        output,
+    )
+    record = json.loads(output.read_text())
+    assert record["runs"] == 2 and record["model"] == str(model) and record["machine"]["threads"] >= 1
+    costs = cost_curve(output, 64)
+    assert costs[0] > 0 and (costs[1:] >= costs[:-1]).all()
