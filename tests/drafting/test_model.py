@@ -122,6 +122,9 @@ def test_a_million_requests_take_no_more_room_than_the_capacity_and_the_newest_a
     database = ModelDatabase(101, 0, capacity=capacity)
     room = capacity * (2 + 4) + 4 * 103
     lots = [*np.split(outputs[:-10_000], 99 * 50), *outputs[-10_000:]]
+    compiled = ModelDatabase(101, 0, capacity=capacity)
+    for lot in lots[:30]:  # enough to drop some: what is compiled, or loaded, takes memory of its own
+        compiled.learn(lot.ravel())
     tracemalloc.start()
     for lot in lots:
         database.learn(lot.ravel())

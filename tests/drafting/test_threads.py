@@ -17,7 +17,8 @@ from numba.core.dispatcher import Dispatcher
 
 from hdraft import drafting
 from hdraft.drafting import context, hierarchy, sorting
-from hdraft.drafting.hierarchy import HierarchyDrafter
+from hdraft.drafting.hierarchy import HierarchyDrafter, advance_and_grow
+from hdraft.drafting.kernel import specialised
 from hdraft.drafting.model import ModelDatabase
 from hdraft.drafting.statistics import StatisticsDatabase
 
@@ -124,6 +125,7 @@ def test_another_thread_runs_while(name: str, monkeypatch: pytest.MonkeyPatch) -
     for attribute, value in list(vars(module).items()):
         if isinstance(value, Dispatcher):
             monkeypatch.setattr(module, attribute, watched(value))
+    monkeypatch.setattr(hierarchy, "specialised", lambda _, types: watched(specialised(advance_and_grow, types)))
     interval = sys.getswitchinterval()
     counter = threading.Thread(target=run)
     sys.setswitchinterval(1000)

@@ -52,7 +52,8 @@ class ContextTrie(NamedTuple):
 
 
 @kernel
-def _slot(table: npt.NDArray[np.int32], parent: int, token: int) -> int:
+def slot_of(table: npt.NDArray[np.int32], parent: int, token: int) -> int:
+    """Where a hash table of 2**m slots begins to look for the child of `parent` that holds `token`."""
     mixed = np.uint64(parent) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(token) * np.uint64(0xC2B2AE3D27D4EB4F)
     mixed ^= mixed >> np.uint64(29)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
@@ -60,9 +61,9 @@ def _slot(table: npt.NDArray[np.int32], parent: int, token: int) -> int:
 
 
 @kernel
-def _find(trie: ContextTrie, parent: int, token: int) -> int:
+def find(trie: ContextTrie, parent: int, token: int) -> int:
     """The child of `parent` that holds `token`; 0 if there is none."""
-    slot = _slot(trie.table, parent, token)
+    slot = slot_of(trie.table, parent, token)
     while True:
         node = trie.table[slot]
         if node == 0 or (trie.parent[node] == parent and trie.token[node] == token):
@@ -92,7 +93,7 @@ def _add_leaf(trie: ContextTrie, parent: int, token: int, position: int) -> None
     trie.first[node] = 0
     _put_first(trie, parent, node)
     trie.followed[parent] += 1
-    slot = _slot(trie.table, parent, token)
+    slot = slot_of(trie.table, parent, token)
     while trie.table[slot]:
         slot = (slot + 1) & (len(trie.table) - 1)
     trie.table[slot] = node
@@ -118,7 +119,7 @@ def append(trie: ContextTrie, token: int) -> None:
     matched = 0
     context = _ROOT
     for length in range(trie.sizes[MATCH] + 1):
-        node = _find(trie, context, token)
+        node = find(trie, context, token)
         following = trie.matches[length + 1] if length < MAX_LENGTH else 0
         if node == 0:
             _add_leaf(trie, context, token, position)
@@ -148,7 +149,7 @@ def _append_all(trie: ContextTrie, token_ids: npt.NDArray[np.int32], begin: int)
 @kernel
 def _fill_table(trie: ContextTrie) -> None:
     for node in range(1, trie.sizes[_NODES]):
-        slot = _slot(trie.table, trie.parent[node], trie.token[node])
+        slot = slot_of(trie.table, trie.parent[node], trie.token[node])
         while trie.table[slot]:
             slot = (slot + 1) & (len(trie.table) - 1)
         trie.table[slot] = node
@@ -159,7 +160,7 @@ def step_down(trie: ContextTrie, handle: int, token: int) -> int:
     """The handle of the context `handle` lengthened by `token`, or `NONE`."""
     if handle >= 0:
         if trie.occurred[handle] > 1:
-            child = _find(trie, handle, token)
+            child = find(trie, handle, token)
             return child if child else int(NONE)
         position = int(trie.position[handle])
     else:

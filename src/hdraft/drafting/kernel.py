@@ -5,7 +5,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from numba import njit
+from numba import njit, typeof
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,3 +28,16 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
     options: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False}
     compiled: Callable[P, R] = njit(**options)(function)
     return compiled
+
+
+def specialised(function: Callable[..., R], arguments: tuple[Any, ...]) -> Callable[..., R]:
+    """The machine code of a kernel for arguments of exactly these types, called without Numba's dispatch.
+
+    To find out the types of some sixty arrays takes as long as a small tree. Types are not checked again: arguments
+    that differ from these in type are read as if they did not.
+    """
+    types = tuple(map(typeof, arguments))
+    dispatcher: Any = function
+    dispatcher.compile(types)
+    code: Callable[..., R] = dispatcher.overloads[types].entry_point
+    return code
