@@ -77,6 +77,79 @@ def drafting_results(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def table(columns: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a table whose first column is text."""
+    head = [f"| {' | '.join(columns)} |", "| --- |" + " ---: |" * (len(columns) - 1)]
+    return head + [f"| {' | '.join(row)} |" for row in rows]
+
+
+def calibration_results(figures: dict[str, Any]) -> str:
+    """The expected calibration error, by category."""
+    errors = {name: category["error"] for name, category in figures["categories"].items()}
+    return "\n".join(
+        [
+            "Expected calibration error over 20 bins, at a budget of 64:",
+            "",
+            *table(list(errors), [[f"{error:.4f}" for error in errors.values()]]),
+        ]
+    )
+
+
+def budget_results(figures: dict[str, Any]) -> str:
+    """The rule against the best fixed budget, under each cost curve."""
+    lines = []
+    for name, curve in figures["curves"].items():
+        overall = curve["categories"]["all"]
+        ratios = {category: score["to_best"] for category, score in curve["categories"].items() if category != "all"}
+        worst = min(ratios, key=lambda category: ratios[category])
+        lines.append(
+            [
+                f"`{name}`",
+                f"{overall['rule']:.3f}",
+                f"{overall['drafted_per_step']:.1f}",
+                f"{overall['fixed'][str(overall['best_fixed'])]:.3f} at {overall['best_fixed']}",
+                f"{overall['to_best']:.3f}",
+                f"{ratios[worst]:.3f} ({worst})",
+                f"{curve['random']['drafted_per_step']:.2f}",
+            ]
+        )
+    columns = ["curve", "rule", "drafted a step", "best fixed budget", "rule / best", "lowest in a category"]
+    return "\n".join(table([*columns, "drafted a step on random tokens"], lines))
+
+
+def time_results(steps: dict[str, Any], scaling: dict[str, Any]) -> str:
+    """The parts of a step, and steps against the size of D_s and the length of the text."""
+
+    def times(row: dict[str, Any]) -> list[str]:
+        return [f"{each['microseconds'][quantile]:.0f}" for each in row["steps"] for quantile in ("p50", "p99")]
+
+    columns = ["27: µs p50", "p99", "64: µs p50", "p99"]
+    parts = [[part, f"{row['p50']:.1f}", f"{row['p99']:.1f}"] for part, row in steps["microseconds"].items()]
+    databases = [
+        [
+            f"{row['tokens'] / 1e6:.0f} ({row['corpus']})",
+            f"{row['bytes_per_token']:.3f}",
+            f"{row['open_milliseconds']:.2f}",
+            *times(row),
+        ]
+        for row in scaling["statistics"]
+    ]
+    texts = [
+        [f"{row['tokens']:,}", f"{row['start_milliseconds']:.2f}", *times(row)] for row in scaling["contexts"]
+    ]
+    return "\n".join(
+        [
+            f"One thread of {steps['machine']['processor']!r}.",
+            "",
+            *table(["part", "µs p50", "µs p99"], parts),
+            "",
+            *table(["D_s, million tokens", "bytes a token", "opened in ms", *columns], databases),
+            "",
+            *table(["text, tokens", "session starts in ms", *columns], texts),
+        ]
+    )
+
+
 def fill(document: str, marker: str, content: str) -> None:
     """In a document, replace what is between `<!-- marker: … -->` and `<!-- /marker -->`."""
     path = ROOT / document
@@ -97,6 +170,9 @@ def main() -> None:
     fill("README.md", "run", run_excerpt((RESULTS / "demo.txt").read_text(encoding="utf-8")))
     fill("README.md", "results", results(read_json("demo.json")))
     fill("docs/drafting.md", "results", drafting_results(read_json("drafting.json")))
+    fill("docs/drafting.md", "calibration", calibration_results(read_json("calibration.json")))
+    fill("docs/drafting.md", "budget", budget_results(read_json("budget.json")))
+    fill("docs/drafting.md", "time", time_results(read_json("steps.json"), read_json("scaling.json")))
 
 
 if __name__ == "__main__":

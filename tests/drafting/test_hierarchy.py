@@ -345,3 +345,18 @@ def test_threads_share_a_learning_drafter() -> None:
         thread.join()
     assert not failures
     assert sum(len(document) for document in drafter.model_database.documents()) == 8 * 5 * 180
+
+
+def test_a_depth_of_a_narrow_integer_type_leaves_later_depths_alone() -> None:
+    text = list(range(1, 40))
+    drafter = HierarchyDrafter(50)
+    drafter.session(text).propose(4, np.int8(5))  # type: ignore[arg-type]
+    assert drafter.session([*text, *text[:10]]).propose(64).depths.max() > 20
+
+
+def test_a_caller_may_use_its_buffer_again() -> None:
+    session = HierarchyDrafter(10).session([1, 2, 3])
+    buffer = np.array([1], np.int32)
+    session.extend(buffer)
+    buffer[0] = 9
+    assert session.propose(1).tokens.tolist() == [2]

@@ -473,13 +473,13 @@ def longest_match(request: Request, context: list[int], level: int) -> int:
 
 
 @settings(max_examples=150)
-@given(texts, corpora, corpora, corpora, seeds)
+@given(texts, corpora, corpora, corpora, seeds, st.sampled_from([0.0, 0.05, 0.2]))
 def test_limits_are_never_below_the_longest_match(
-    text: list[int], learned: Corpus, stored: Corpus, general: Corpus, seed: int
+    text: list[int], learned: Corpus, stored: Corpus, general: Corpus, seed: int, least: float
 ) -> None:
     request = Request(text, learned, stored, general)
     for row, context in enumerate(extended(request, seed, 5, exact=True)):
-        for i, token in enumerate(request.mix(row)):
+        for i, token in enumerate(request.mix(row, least)):
             packed = mixing.limits(request.mixture, i)
             for level in range(LEVELS):
                 true = longest_match(request, [*context, token], level)

@@ -81,6 +81,8 @@ def check_ids(token_ids: TokenIds, vocab_size: int) -> npt.NDArray[np.int32]:
     ids = np.asarray(token_ids)
     if ids.ndim != 1 or (len(ids) and not np.issubdtype(ids.dtype, np.integer)):
         raise ValueError(f"token ids must be one sequence of integers, not {ids.dtype}{list(ids.shape)}")
+    if not ids.dtype.isnative:
+        ids = ids.astype(ids.dtype.newbyteorder("="))
     if len(ids) and (outside := _first_outside(ids, vocab_size)) >= 0:
         raise ValueError(f"token id {ids[outside]} is outside the vocabulary of {vocab_size}")
     return np.ascontiguousarray(ids, dtype=np.int32)

@@ -198,7 +198,7 @@ class HierarchyDrafter:
         present = [database for database in (model_database, statistics_database) if database is not None]
         if len({database.vocab_size for database in present}) > 1:
             raise ValueError("the databases differ in their vocabulary: build both with this model's tokenizer")
-        self.vocab_size = vocab_size
+        self.vocab_size = int(vocab_size)
         self.model_database = model_database
         self.statistics_database = statistics_database
         self.learn = learn
@@ -320,7 +320,7 @@ class HierarchySession:
             self._mixture,
             emitted,
             self._drafter.vocab_size,
-            max_depth,
+            int(max_depth),
             prices,
             growth,
         )
@@ -339,7 +339,7 @@ class HierarchySession:
         ids = check_ids(token_ids, self._drafter.vocab_size)
         if self._rule is not None:
             self._rule.record(self._drafted, len(ids))
-        self._output.append(ids)
+        self._output.append(ids.copy())  # it may be the caller's buffer, and is read later
 
     def close(self) -> None:
         """End the request: what it learnt of the weights, and with `learn` its output, serve later requests."""

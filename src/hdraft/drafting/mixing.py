@@ -41,7 +41,7 @@ _TOKENS = 256  # the most tokens considered to follow one context
 _BOOST = 64.0  # no factors make a token likely enough whose share is so much smaller than what is sought
 _UNSEEN = 1 / 65536  # the probability of a token that no match foresaw, to within an order of magnitude
 _PRIOR = 8.0  # observations that an initial weight counts for
-_RATE = 0.4  # the first steps of a factor's logarithm
+_RATE = 0.3  # the first steps of a factor's logarithm
 _LEARNT = 0.05  # matches that less than this is left for learn nothing
 _SETTLED = 1e-3  # a smaller error of a probability moves no factor
 _LARGEST = 1000.0  # a factor stays below, and above its inverse
@@ -85,7 +85,7 @@ class Mixture(NamedTuple):
     cell: npt.NDArray[np.int32]  # [tokens, _CELLS] the factors of each
     slot: npt.NDArray[np.int32]  # hash of token -> index + 1
     longest: npt.NDArray[np.int64]  # [LEVELS] length of the longest match
-    shortest: npt.NDArray[np.int64]  # [LEVELS] length of the shortest match that was looked at
+    shortest: npt.NDArray[np.int64]  # [LEVELS] the length down to which matches were looked at
     occurred: npt.NDArray[np.int64]  # [LEVELS] occurrences of the longest match …
     seen: npt.NDArray[np.int64]  # … and of the shortest
     match_class: npt.NDArray[np.int64]  # of each match that was looked at …
@@ -202,17 +202,16 @@ def _interpolate(
     mixture.slot[:] = 0
     mixture.rest[_UNLIKELY] = 0.0
     mixture.longest[:] = 0
-    mixture.shortest[:] = 0
+    for level in range(LEVELS):
+        mixture.shortest[level] = matches.longest[row, level] + 1
     mixture.occurred[:] = 0
     mixture.seen[:] = 0
     for length in range(CONTEXT_LENGTH, 0, -1):
         for level in range(LEVELS):
             if length > matches.longest[row, level] or left < least:
                 continue
-            handle, count = match(databases, matches, row, level, length)
-            if count == 0:
-                continue
             mixture.shortest[level] = length
+            handle, count = match(databases, matches, row, level, length)
             if count <= mixture.seen[level]:
                 continue
             mixture.seen[level] = count
@@ -345,7 +344,7 @@ def limits(mixture: Mixture, i: int) -> int:
     packed = 0
     for level in range(LEVELS):
         length = mixture.seen_after[i, level]
-        if length == 0 and mixture.shortest[level] > 0:  # it was seen after none of those looked at
+        if length == 0:  # it was seen after none of those looked at
             length = mixture.shortest[level] - 1
         packed |= (int(length) + 1) << (8 * level)
     return packed
