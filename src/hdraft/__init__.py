@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         stream,
     )
     from hdraft.drafting import Drafter, DraftSession, DraftTree, Source
-    from hdraft.drafting.baselines import PromptLookupDrafter, RestDrafter
+    from hdraft.drafting.baselines import LookaheadDrafter, PromptLookupDrafter, RestDrafter
     from hdraft.drafting.hierarchy import HierarchyDrafter
     from hdraft.drafting.model import ModelDatabase
     from hdraft.drafting.published import PublishedDrafter
@@ -32,6 +32,7 @@ _MODULES = {
     "DraftTree": "hdraft.drafting",
     "Drafter": "hdraft.drafting",
     "HierarchyDrafter": "hdraft.drafting.hierarchy",
+    "LookaheadDrafter": "hdraft.drafting.baselines",
     "ModelDatabase": "hdraft.drafting.model",
     "PromptLookupDrafter": "hdraft.drafting.baselines",
     "PublishedDrafter": "hdraft.drafting.published",
@@ -53,6 +54,7 @@ __all__ = [
     "DraftTree",
     "Drafter",
     "HierarchyDrafter",
+    "LookaheadDrafter",
     "ModelDatabase",
     "PromptLookupDrafter",
     "PublishedDrafter",

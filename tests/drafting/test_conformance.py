@@ -36,6 +36,7 @@ STATISTICS = StatisticsDatabase.from_documents([text(seed, 60) for seed in range
 DRAFTERS: dict[str, Callable[[], Drafter]] = {
     "published": lambda: PublishedDrafter(VOCAB, MODEL, STATISTICS),
     "published, D_c alone": lambda: PublishedDrafter(VOCAB),
+    "published, with a lookahead branch": lambda: PublishedDrafter(VOCAB, MODEL, STATISTICS, window=4),
     "prompt lookup": lambda: PromptLookupDrafter(VOCAB, draft=4),
     "REST": lambda: RestDrafter(VOCAB, STATISTICS),
     "hierarchy": lambda: HierarchyDrafter(VOCAB, MODEL, STATISTICS),

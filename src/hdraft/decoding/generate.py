@@ -27,6 +27,7 @@ from hdraft.decoding.costs import measure_costs
 from hdraft.decoding.loop import Step, draft_and_verify
 from hdraft.decoding.options import (
     check_arguments,
+    check_lookahead,
     check_model_arguments,
     check_options,
     check_prepared,
@@ -140,6 +141,7 @@ def starter(
         if attention_mask is not None and bool(attention_mask.all()):
             attention_mask = None  # no padding: as later versions of `generate` say it themselves
         shape = draft_shape(model)
+        check_lookahead(model, shape, drafter)
         if costs is not None:
             BudgetRule(costs)  # refuses what are no costs, before any work
         measured = costs

@@ -15,8 +15,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from hdraft.decoding.statistics import Statistics
 from hdraft.decoding.target import NO_DRAFT, Target
-from hdraft.decoding.verification import Choice, verify
+from hdraft.decoding.verification import Choice, most_likely, verify
 from hdraft.drafting.drafter import Drafter
+from hdraft.drafting.lookahead import LookaheadBranch
 from hdraft.drafting.tree import Source
 
 
@@ -65,6 +66,7 @@ def draft_and_verify(
         statistics.accepted_lengths.append(0)
     started = perf_counter()
     session = drafter.session(prompt, costs) if drafter is not None and budget > 0 else None
+    branch: LookaheadBranch | None = getattr(session, "lookahead", None)
     statistics.seconds_drafting += perf_counter() - started
     finished = False
     try:
@@ -72,21 +74,28 @@ def draft_and_verify(
             if target.restarts(choice.sequence):
                 text = choice.sequence()[0].numpy(force=True)
             started = perf_counter()
-            depth = min(max_length - length - 1, target.deepest_draft(len(text)))
-            tree = NO_DRAFT
+            deepest = target.deepest_draft(len(text))
+            depth = min(max_length - length - 1, deepest)
+            tree = window = NO_DRAFT
             if drafter is not None and session is not None and depth > 0:
                 tree = session.propose(budget, depth)
                 tree.check(drafter.vocab_size, budget, depth)
             if target.own_masks and len(tree):
                 tree = tree.best_chain(budget)
+            if branch is not None and branch.depth <= deepest:
+                window = branch.nodes()
             drafted = perf_counter()
-            choice.read(target.forward(text, tree))
+            logits = target.forward(text, tree.beside(window) if len(window) else tree)
+            choice.read(logits[: 1 + len(tree)])
             forwarded = perf_counter()
             tokens, nodes, finished = verify(tree, choice, streamer)
             target.keep(nodes[: len(tokens) - 1])
             verified = perf_counter()
+            ngrams = None
+            if branch is not None and len(window):
+                ngrams = branch.advance(most_likely(logits[-len(branch.rows[-1]) :]), tokens[-1])
             if session is not None:
-                session.extend(tokens)
+                session.extend(tokens, ngrams)
             statistics.seconds_drafting += drafted - started + perf_counter() - verified
             text, length = np.array(tokens[-1:]), length + len(tokens)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from hdraft.decoding.cache import GrowingCache
-from hdraft.decoding.support import UnsupportedError, embedding_weight, rope_limits
+from hdraft.decoding.support import Shape, UnsupportedError, embedding_weight, rope_limits
 from hdraft.drafting.drafter import Drafter
 
 
@@ -181,6 +181,19 @@ def check_vocabulary(model: PreTrainedModel, drafter: Drafter | None) -> None:
         raise ValueError(
             f"the drafter's vocabulary is of {drafter.vocab_size} ids and the model's of {known}:"
             f" make the drafter with vocab_size={known}"
+        )
+
+
+def check_lookahead(model: PreTrainedModel, shape: Shape, drafter: Drafter | None) -> None:
+    """Refuse a drafter with a lookahead branch, which is a tree, where drafts can be chains only.
+
+    Raises:
+        UnsupportedError: its message names the reason and the way out.
+    """
+    if shape == "chain" and getattr(drafter, "window", 0) > 0:
+        raise UnsupportedError(
+            f"{type(model).__name__} verifies single chains of draft tokens, and a lookahead branch is a tree:"
+            " make the drafter with window=0, or use another"
         )
 
 

@@ -1,7 +1,9 @@
-"""The baselines: prompt lookup and REST, by the same protocol.
+"""The baselines: prompt lookup, Lookahead Decoding and REST, by the same protocol.
 
 - Prompt lookup decoding (PLD, github.com/apoorvumang/prompt-lookup-decoding), as Spec-Bench runs it: find where the
   request's last 3 tokens (else 2, else 1) occurred first, and draft the 10 tokens that followed.
+- Lookahead Decoding (arXiv 2402.02057), as its code runs by default: the n-grams of the lookahead branch alone, the
+  `guess` latest that begin with the last token.
 - REST (arXiv 2311.08252): find the longest context in D_s, 16 to 2 tokens, and draft the tree of what followed it.
 """
 
@@ -10,7 +12,15 @@ import numpy.typing as npt
 
 from hdraft.drafting.drafter import UNLIMITED, TokenIds, check_ids
 from hdraft.drafting.kernel import kernel
-from hdraft.drafting.published import CONTINUATION, Retrieval, allocate_retrieval, find, retrieve, suffix_array
+from hdraft.drafting.published import (
+    CONTINUATION,
+    PublishedDrafter,
+    Retrieval,
+    allocate_retrieval,
+    find,
+    retrieve,
+    suffix_array,
+)
 from hdraft.drafting.statistics import StatisticsDatabase
 from hdraft.drafting.suffixes import SuffixArray
 from hdraft.drafting.tree import DraftTree, Source
@@ -97,6 +107,27 @@ class PromptLookupSession:
 
     def close(self) -> None:
         """End the request; nothing is learnt from it."""
+
+
+class LookaheadDrafter(PublishedDrafter):
+    """Lookahead Decoding, with the settings that the paper of Hierarchy Drafting ran it with as defaults.
+
+    Args:
+        vocab_size: the target's; ids at or above it are refused.
+        level: tokens of an n-gram.
+        window: columns of the lookahead branch.
+        guess: n-grams kept for each token.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    files_text = False
+
+    def __init__(self, vocab_size: int, *, level: int = 5, window: int = 7, guess: int = 7) -> None:
+        if window < 1:
+            raise ValueError("Lookahead Decoding drafts from its lookahead branch: the window must be at least 1")
+        super().__init__(vocab_size, level=level, guess=guess, order="W", max_sequences=guess, window=window)
 
 
 @kernel

@@ -8,6 +8,9 @@ The decoding loop, the replay of traces and the adapters to other engines know t
         token_ids = verify(tree)            # one forward pass of the target
         session.extend(token_ids)
     session.close()
+
+A drafter whose D_c takes the n-grams of a lookahead branch has `window`, its columns, above 0, and its sessions have
+`lookahead`, the branch; an engine that has the target's logits runs it in the same forward pass.
 """
 
 from collections.abc import Sequence

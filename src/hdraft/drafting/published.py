@@ -6,8 +6,8 @@ of the order, then from the next, and merged into the tree. With level 3 and D_c
     n-grams         1 2 3   2 3 1   3 1 4   1 4 5   4 5 1
     filed under 1   (4 5), (2 3): drafted in this order, the most recent first
 
-- D_c (W): for each token, the last `guess` sequences that followed it in this request; the least recently used makes
-  room, as in the n-gram pool of Lookahead Decoding (arXiv 2402.02057).
+- D_c (W): for each token, the last `guess` sequences that followed it in this request and, with a `window`, in its
+  lookahead branch; the least recently used makes room, as in the n-gram pool of Lookahead Decoding (arXiv 2402.02057).
 - D_m (S): of the 100,000 n-grams that occur in the most outputs, for each token the `guess` most frequent.
 - D_s (L): what followed the last `previous_tokens` tokens, found as REST (arXiv 2311.08252) does, see `retrieve`.
 
@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from hdraft.drafting.drafter import UNLIMITED, TokenIds, check_ids
 from hdraft.drafting.kernel import kernel
+from hdraft.drafting.lookahead import LookaheadBranch
 from hdraft.drafting.sorting import build
 from hdraft.drafting.statistics import StatisticsDatabase
 from hdraft.drafting.suffixes import SuffixArray, narrow, occurrences
@@ -392,6 +393,8 @@ class PublishedDrafter:
             has nothing to offer.
         previous_tokens: the length of D_s's queries.
         max_sequences: the most sequences in a tree.
+        window: columns of the lookahead branch, whose n-grams go to D_c; 0 for none. It runs where the target does: a
+            replayed trace has no logits for it.
 
     Raises:
         ValueError: a setting out of range, or a database of another vocabulary.
@@ -400,6 +403,9 @@ class PublishedDrafter:
     >>> drafter.session([1, 2, 3, 1, 4, 5, 1]).propose(budget=10).tokens.tolist()
     [4, 5, 2, 3]
     """
+
+    files_text = True
+    """Whether the n-grams of the text itself go to D_c."""
 
     def __init__(
         self,
@@ -412,17 +418,23 @@ class PublishedDrafter:
         order: str = "WSL",
         previous_tokens: int = 2,
         max_sequences: int = 7,
+        window: int = 0,
     ) -> None:
         if not order or set(order) - set(LETTERS) or len(set(order)) < len(order):
             raise ValueError(f"order must be some of the letters W, S and L, each at most once, not {order!r}")
         if level < 2 or min(guess, previous_tokens, max_sequences) < 1:
             raise ValueError("level must be at least 2, and guess, previous_tokens and max_sequences at least 1")
+        if window and "W" not in order:
+            raise ValueError(f"the lookahead branch feeds W, which order {order!r} does not ask: leave out the window")
+        if window:
+            LookaheadBranch(np.zeros(1, np.int32), window, level)  # refuses what it cannot run
         self.vocab_size = vocab_size
         self.level = level
         self.guess = guess
         self.order = np.array([LETTERS[letter] for letter in order], np.uint8)
         self.previous_tokens = previous_tokens
         self.max_sequences = max_sequences
+        self.window = window
         self.model = _model_table(model_database if "S" in order else None, vocab_size, level, guess)
         self.statistics, self.separator = suffix_array(statistics_database, vocab_size)
 
@@ -432,7 +444,11 @@ class PublishedDrafter:
 
 
 class PublishedSession:
-    """One request of a `PublishedDrafter`."""
+    """One request of a `PublishedDrafter`.
+
+    Attributes:
+        lookahead: the branch to run beside the drafts, if there is one.
+    """
 
     def __init__(self, drafter: PublishedDrafter, prompt_ids: TokenIds) -> None:
         self._drafter = drafter
@@ -441,6 +457,9 @@ class PublishedSession:
         self._retrieved = np.empty((drafter.max_sequences, drafter.level - 1), np.int32)
         self._recent = np.empty(0, np.int32)
         self.extend(prompt_ids)
+        self.lookahead: LookaheadBranch | None = None
+        if drafter.window and len(prompt_ids):
+            self.lookahead = LookaheadBranch(np.asarray(prompt_ids, np.int32), drafter.window, drafter.level)
 
     def propose(self, budget: int, max_depth: int = UNLIMITED) -> DraftTree:
         """Draft the sequences of the first databases, at most `budget` nodes, the first sequences whole."""
@@ -488,7 +507,8 @@ class PublishedSession:
                 raise ValueError(f"ngrams must be an array [m, {drafter.level}], not {list(ngrams.shape)}")
             _file_ngrams(self._context, check_ids(ngrams.ravel(), drafter.vocab_size).reshape(ngrams.shape))
         text = np.concatenate((self._recent, ids))
-        _file_text(self._context, text, len(ids))
+        if drafter.files_text:
+            _file_text(self._context, text, len(ids))
         self._recent = text[-max(drafter.level - 1, drafter.previous_tokens) :]
 
     def close(self) -> None:

@@ -152,6 +152,17 @@ class DraftTree:
                 mask[node] |= mask[parent]
         return mask
 
+    def beside(self, other: "DraftTree") -> "DraftTree":
+        """Both below the same token, the nodes of `other` last, to be forwarded together; siblings may be equal then."""
+        parents = np.where(other.parents < 0, -1, other.parents + len(self))
+        return DraftTree(
+            np.concatenate((self.tokens, other.tokens)),
+            np.concatenate((self.parents, parents)),
+            np.concatenate((self.sources, other.sources)),
+            np.concatenate((self.probabilities, other.probabilities)),
+            np.concatenate((self.depths, other.depths)),
+        )
+
     def child(self, parent: int, token: int) -> int:
         """The index of the child of `parent` (-1: the last accepted token) that holds `token`, or -1."""
         found = np.flatnonzero((self.parents == parent) & (self.tokens == token))
