@@ -21,7 +21,7 @@ from hdraft.evaluation.costs import CURVES, cost_curve
 from hdraft.evaluation.machine import machine
 from hdraft.evaluation.methods import method_options, open_drafter
 from hdraft.evaluation.replay import ALL, replay
-from hdraft.evaluation.traces import Request, read_traces
+from hdraft.evaluation.traces import Request, read_traces, vocabulary_of
 from hdraft.terminal import progress
 
 BUDGETS = (1, 2, 4, 6, 8, 12, 16, 24, 27, 32, 48, 64)
@@ -156,7 +156,10 @@ def main() -> None:
             "hd", model_database=arguments.model_database, statistics_database=arguments.statistics_database
         )
         with progress(console) as report:
-            figures = compare(trace, lambda: open_drafter("hd", trace, options), arguments.budgets, report)
+            needed = vocabulary_of(trace)
+            figures = compare(
+                trace, lambda: open_drafter("hd", options, needed=needed), arguments.budgets, report
+            )
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from None
     show(figures, console)

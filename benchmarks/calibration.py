@@ -19,7 +19,7 @@ from hdraft.evaluation.calibration import calibration_figures
 from hdraft.evaluation.machine import machine
 from hdraft.evaluation.methods import method_options, open_drafter
 from hdraft.evaluation.replay import ALL, replay
-from hdraft.evaluation.traces import Request, read_traces
+from hdraft.evaluation.traces import Request, read_traces, vocabulary_of
 from hdraft.terminal import progress
 
 BUDGET = 64
@@ -33,7 +33,8 @@ def measure(
 ) -> dict[str, Any]:
     """As JSON: the budget and, by category, what `calibration_figures` has."""
     options = method_options("hd", model_database=model_database, statistics_database=statistics_database)
-    result = replay(trace, open_drafter("hd", trace, options), BUDGET, calibrate=True, progress=report)
+    drafter = open_drafter("hd", options, needed=vocabulary_of(trace))
+    result = replay(trace, drafter, BUDGET, calibrate=True, progress=report)
     return {"budget": BUDGET, **options, "categories": calibration_figures(result.calibrations)}
 
 

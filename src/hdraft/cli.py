@@ -453,6 +453,178 @@ def replay(
     _show_scores(figures)
 
 
+@app.command()
+def bench(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The target model: a folder, or a name on the Hugging Face Hub.",
+            show_default="the embedded model, with its databases",
+        ),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="vanilla, transformers, transformers-pld, pld, lookahead, rest, published, hd; repeatable.",
+            show_default="all, rest where there is a D_s",
+        ),
+    ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", dir_okay=False, help="In Spec-Bench's format.", show_default="24 of its own"),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(metavar="FOLDER", file_okay=False, help="Where answers and report go; resumed if it exists.")
+    ] = Path("bench"),
+    model_database: ModelDatabaseName = None,
+    statistics_database: StatisticsDatabaseName = None,
+    no_context: Annotated[bool, typer.Option("--no-context", help="published: without D_c.")] = False,
+    no_model_database: Annotated[bool, typer.Option("--no-model-database", help="Without D_m.")] = False,
+    no_statistics_database: Annotated[bool, typer.Option("--no-statistics-database", help="Without D_s.")] = False,
+    level: Annotated[
+        int | None, typer.Option(metavar="N", help="lookahead, published: tokens of an n-gram.", show_default="5")
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="lookahead, published: columns of the lookahead branch.", show_default="7"),
+    ] = None,
+    guess: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="lookahead, published: sequences kept for each token.", show_default="7"),
+    ] = None,
+    previous_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="published: tokens that D_s is asked with.", show_default="2")
+    ] = None,
+    order: Annotated[
+        str | None,
+        typer.Option(metavar="LETTERS", help="published: which of W, S, L (D_c, D_m, D_s) to ask; all that are given."),
+    ] = None,
+    learn: Annotated[
+        bool | None,
+        typer.Option("--learn/--no-learn", help="hd: let answers join D_m, in memory.", show_default="learn"),
+    ] = None,
+    budget: Budget = 64,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    temperature: Annotated[
+        float | None, typer.Option(metavar="X", min=0, help="Of sampling; 0 takes the likeliest.", show_default="0")
+    ] = None,
+    do_sample: Annotated[
+        bool | None, typer.Option("--do-sample/--no-do-sample", help="Draw tokens, at temperature 1 if none is given.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="The most tokens of a turn.")] = 1024,
+    question_begin: Annotated[int | None, typer.Option(min=0, metavar="N", help="Index of the first question.")] = None,
+    question_end: Annotated[int | None, typer.Option(min=0, metavar="N", help="Index after the last question.")] = None,
+    num_choices: Annotated[int, typer.Option(min=1, metavar="N", help="How often each question is answered.")] = 1,
+    system_prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The system prompt; '' for none.", show_default="the template's")
+    ] = None,
+    chat_template: Annotated[
+        str, typer.Option(metavar="NAME", help="auto (the tokenizer's own), vicuna, llama-2, or a file.")
+    ] = "auto",
+    seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**63 - 1, help="Of sampling.")] = 0,
+    num_workers: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Replicas of the model, each in a Ray worker with a GPU of its own.")
+    ] = 1,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch Spec-Bench's 480 questions to --questions, and end.")
+    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Spec-Bench: every method on every question, timed, compared and reported.
+
+    Stopped, the same command goes on from there.
+    """
+    from hdraft.evaluation.questions import SMALL, download_questions
+
+    if download:
+        questions = questions or Path("question.jsonl")
+        fetched = download_questions(questions)
+        print(f"{questions}: {'downloaded' if fetched else 'is there already'}, 480 questions, checksum verified")
+        return
+    from hdraft.evaluation.answering import Setup
+    from hdraft.evaluation.bench import bench
+    from hdraft.evaluation.methods import OPTIONS, options_of_all
+    from hdraft.evaluation.report import speedup_table
+    from hdraft.loading import quieten
+    from hdraft.terminal import progress
+
+    quieten()
+    console = _console(stderr=True)
+    if model_database is not None and no_model_database:
+        raise CommandError("--model-database and --no-model-database contradict each other: leave one out")
+    if statistics_database is not None and no_statistics_database:
+        raise CommandError("--statistics-database and --no-statistics-database contradict each other: leave one out")
+    if model is None:
+        from hdraft.demo import MODEL, MODEL_DATABASE
+
+        model, dtype = str(MODEL), "float32" if dtype == "auto" else dtype
+        if model_database is None and not no_model_database:
+            model_database = str(MODEL_DATABASE)
+        if statistics_database is None and not no_statistics_database:
+            statistics_database = _library(model, console)
+    methods = list(dict.fromkeys(method or [name for name in OPTIONS if name != "rest" or statistics_database]))
+    if do_sample is False and temperature:
+        raise CommandError("--temperature is for sampling: leave out --no-do-sample")
+    if do_sample and temperature == 0:
+        raise CommandError("--do-sample needs a --temperature above 0, or none")
+    options = {
+        "model_database": model_database,
+        "statistics_database": statistics_database,
+        "context": False if no_context else None,
+        "level": level,
+        "window": window,
+        "guess": guess,
+        "previous_tokens": previous_tokens,
+        "order": order,
+        "learn": learn,
+    }
+    with _refusals():
+        setup = Setup(
+            model,
+            options_of_all(methods, **options),
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            chat_template=chat_template,
+            system_prompt=system_prompt,
+            temperature=temperature if temperature is not None else 1.0 if do_sample else 0.0,
+            max_new_tokens=max_new_tokens,
+            num_choices=num_choices,
+            seed=seed,
+            budget=budget,
+        )
+        with progress(console) as report:
+            figures = bench(
+                setup,
+                questions or SMALL,
+                output,
+                begin=question_begin,
+                end=question_end,
+                num_workers=num_workers,
+                progress=lambda done, total: report("answering", done, total),
+            )
+    print("\n".join(speedup_table(figures)))
+    print(f"\nspeed-up over vanilla by subtask; all figures in {output / 'report.md'}")
+
+
+@app.command()
+def report(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Answers, METHOD.jsonl: of hdraft bench, or of Spec-Bench.")
+    ],
+) -> None:
+    """Make the report of hdraft bench again from the answers, in their folder."""
+    from hdraft.evaluation.report import speedup_table, write
+
+    for folder in folders:
+        figures = write(folder)
+        print("\n".join(speedup_table(figures)))
+        print(f"\nspeed-up over vanilla by subtask; all figures in {folder / 'report.md'}")
+
+
 # ----------------------------------------------------------------------------------------------- helpers
 
 
@@ -504,6 +676,17 @@ def _read_prompt(prompt: str | None, file: Path | None) -> str:
         return (sys.stdin.buffer.read() if file is None else file.read_bytes()).decode()
     except UnicodeDecodeError:
         raise CommandError(f"{file or 'standard input'} is not UTF-8 text") from None
+
+
+def _library(model: str, console: "Console") -> str | None:
+    """The embedded model's D_s, as in the demonstration, if it is kept in a folder."""
+    from hdraft.demo.library import library_database, library_folder
+    from hdraft.loading import load_vocabulary
+
+    tokenizer, size = load_vocabulary(model)
+    database = library_database(tokenizer, size or len(tokenizer), console)
+    folder = library_folder(tokenizer)
+    return str(folder) if database is not None and folder.is_dir() else None
 
 
 def _vocabulary(name: str | None, vocab_size: int | None, trust_remote_code: bool) -> tuple[Any, int | None]:

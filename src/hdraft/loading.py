@@ -128,20 +128,28 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, chat: bool = Fa
     return ids.long()
 
 
+def places_left(model: PreTrainedModel, prompt_tokens: int) -> int | None:
+    """How many tokens can follow a prompt, where the model has a table of positions; None: as many as there may be."""
+    places = min((limit.positions for limit in table_limits(model)), default=None)
+    if places is None:
+        return None
+    return places + 1 - prompt_tokens if prompt_tokens <= places else 0  # the last token is never read
+
+
 def check_room(model: PreTrainedModel, prompt_tokens: int, max_new_tokens: int) -> None:
     """Refuse more text than a model with a table of positions has places for.
 
     Raises:
         LoadError: it says how many tokens can be generated.
     """
-    places = min((limit.positions for limit in table_limits(model)), default=None)
-    if places is None or prompt_tokens + max_new_tokens <= places + 1:  # the last token is never read
+    left = places_left(model, prompt_tokens)
+    if left is None or max_new_tokens <= left:
         return
-    if prompt_tokens > places:
+    places = min(limit.positions for limit in table_limits(model))
+    if not left:
         raise LoadError(f"the prompt has {prompt_tokens} tokens and the model takes {places}: shorten it")
     raise LoadError(
-        f"the model takes {places} tokens and the prompt has {prompt_tokens}:"
-        f" --max-new-tokens {places + 1 - prompt_tokens} at most"
+        f"the model takes {places} tokens and the prompt has {prompt_tokens}: --max-new-tokens {left} at most"
     )
 
 

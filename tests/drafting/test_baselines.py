@@ -138,4 +138,12 @@ def test_settings_out_of_range_are_refused() -> None:
         with pytest.raises(ValueError, match="at least 1"):
             drafter(VOCAB, **settings_)
     with pytest.raises(ValueError, match="vocabulary"):
-        RestDrafter(VOCAB + 1, database)
+        RestDrafter(VOCAB - 1, database)
+
+
+def test_a_model_may_know_more_ids_than_its_databases() -> None:
+    database = StatisticsDatabase.from_documents([[1, 2, 3, 4]] * 2, VOCAB, EOS)
+    session = RestDrafter(VOCAB + 3, database).session([VOCAB + 2, 1, 2])
+    assert session.propose(8).tokens.tolist() == [3, 4]
+    session.extend([VOCAB + 1, VOCAB + 2])
+    assert len(session.propose(8)) == 0

@@ -317,7 +317,7 @@ def test_settings_out_of_range_are_refused(setting: str) -> None:
         PublishedDrafter(10, **{setting: 0})
 
 
-def test_databases_of_another_vocabulary_are_refused() -> None:
+def test_databases_of_a_larger_vocabulary_are_refused() -> None:
     with pytest.raises(ValueError, match="vocabulary"):
         PublishedDrafter(10, None, StatisticsDatabase.from_documents([[1, 2]], 11, EOS))
     with pytest.raises(ValueError, match="vocabulary"):

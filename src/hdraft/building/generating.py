@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hdraft import storage
+from hdraft.building import journal
 from hdraft.building.reading import BuildError, PathLike, Progress, check_ids, id_list, json_lines
 from hdraft.drafting.drafter import Drafter
 from hdraft.drafting.model import ModelDatabase
@@ -84,7 +85,7 @@ def generate_outputs(
             answer = generate(
                 model, input_ids, drafter=drafter, max_new_tokens=max_new_tokens, tokenizer=tokenizer, **options
             )
-            _append(descriptor, _line(index, prompt, settings, answer[0, len(prompt.ids) :].tolist()))
+            journal.append(descriptor, _line(index, prompt, settings, answer[0, len(prompt.ids) :].tolist()))
     if progress is not None:
         progress("generating", len(todo), len(todo))
     return len(todo)
@@ -128,14 +129,9 @@ def _settings(model: "PreTrainedModel", tokenizer: Any, options: dict[str, Any])
 
 @contextmanager
 def _opened(output: Path) -> Iterator[int]:
-    """A descriptor to append to `output` with, which no other process then writes."""
     try:
-        descriptor = os.open(output, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        try:
-            with storage.exclusive(output):
-                yield descriptor
-        finally:
-            os.close(descriptor)
+        with journal.opened(output) as descriptor:
+            yield descriptor
     except OSError as error:
         raise BuildError(
             f"{output}: cannot be written ({storage.describe(error)}); what is finished is kept"
@@ -160,14 +156,10 @@ def _line(index: int, prompt: _Prompt, settings: str, output_ids: Sequence[int])
 
 def _resume(descriptor: int, output: Path, prompts: Sequence[_Prompt], settings: str) -> list[list[int]]:
     """The answers that an earlier run finished; a torn last line is cut off, if it is one of ours."""
-    with open(output, "rb") as file:
-        count, whole, line = 0, 0, b"\n"
-        for line in file:
-            if line.endswith(b"\n"):
-                count, whole = count + 1, whole + len(line)
-    if not line.endswith(b"\n") and count < len(prompts):
+    count, whole, torn = journal.whole_lines(output)
+    if torn and count < len(prompts):
         head = _line(count, prompts[count], settings, ()).partition(b"]")[0]
-        if line.startswith(head) or head.startswith(line):
+        if torn.startswith(head) or head.startswith(torn):
             os.ftruncate(descriptor, whole)
     finished: list[list[int]] = []
     for where, record, _ in json_lines(output):
@@ -178,19 +170,6 @@ def _resume(descriptor: int, output: Path, prompts: Sequence[_Prompt], settings:
             raise BuildError(f"{where}: answers another prompt than the prompts file has there: choose another file")
         finished.append(id_list(record.get("output_ids"), where, "output_ids").tolist())
     return finished
-
-
-def _append(descriptor: int, line: bytes) -> None:
-    """Write a line and sync it, or leave the file as it was."""
-    size = os.fstat(descriptor).st_size
-    try:
-        rest = memoryview(line)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
-        os.fsync(descriptor)
-    except BaseException:
-        os.ftruncate(descriptor, size)
-        raise
 
 
 def _hash(value: Any) -> str:

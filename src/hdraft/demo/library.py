@@ -21,7 +21,7 @@ _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "py
 
 def library_database(tokenizer: Any, vocab_size: int, console: Console) -> StatisticsDatabase | None:
     """D_s from the standard library's source, kept in the user's cache folder; None if there is no source."""
-    folder = _cache_folder() / "hdraft" / _name(tokenizer)
+    folder = library_folder(tokenizer)
     try:
         return StatisticsDatabase.from_pretrained(folder, tokenizer, verify=True)
     except storage.DatabaseError:
@@ -37,6 +37,11 @@ def library_database(tokenizer: Any, vocab_size: int, console: Console) -> Stati
         console.print(f"once more, not to be kept: {error}", soft_wrap=True)
         with tempfile.TemporaryDirectory() as temporary:
             return _build(files, Path(temporary), tokenizer, vocab_size, console)
+
+
+def library_folder(tokenizer: Any) -> Path:
+    """Where that D_s is kept for a tokenizer."""
+    return _cache_folder() / "hdraft" / _name(tokenizer)
 
 
 def library_files() -> Iterator[Path]:

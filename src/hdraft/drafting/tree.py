@@ -153,7 +153,7 @@ class DraftTree:
         return mask
 
     def beside(self, other: "DraftTree") -> "DraftTree":
-        """Both below the same token, the nodes of `other` last, to be forwarded together; siblings may be equal then."""
+        """Both below one token, the nodes of `other` last, to be forwarded together; siblings may be equal then."""
         parents = np.where(other.parents < 0, -1, other.parents + len(self))
         return DraftTree(
             np.concatenate((self.tokens, other.tokens)),

@@ -1,83 +1,136 @@
-"""Each drafting method by its name, with its options and its databases."""
+"""Each decoding method by its name, with its options and its databases."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from hdraft.drafting import Drafter
-from hdraft.drafting.baselines import PromptLookupDrafter, RestDrafter
+from hdraft.drafting.baselines import LookaheadDrafter, PromptLookupDrafter, RestDrafter
 from hdraft.drafting.hierarchy import HierarchyDrafter
 from hdraft.drafting.model import ModelDatabase
 from hdraft.drafting.published import PublishedDrafter
 from hdraft.drafting.statistics import StatisticsDatabase
-from hdraft.evaluation.traces import Request
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "hd": {"model_database": None, "statistics_database": None, "learn": True, "adaptive": False},
+    "vanilla": {},
+    "transformers": {},
+    "transformers-pld": {},
+    "pld": {},
+    "lookahead": {"level": 5, "window": 7, "guess": 7},
+    "rest": {"statistics_database": None},
     "published": {
+        "context": True,
         "model_database": None,
         "statistics_database": None,
         "order": None,
         "level": 5,
+        "window": 7,
         "guess": 7,
         "previous_tokens": 2,
     },
-    "pld": {},
-    "rest": {"statistics_database": None},
+    "hd": {"model_database": None, "statistics_database": None, "learn": True, "adaptive": False},
 }
-"""What each method takes, and the defaults. `order` is by default WSL, less the letters of databases not given."""
+"""What each method takes, and the defaults. `order` is by default WSL, less the letters of databases not given.
 
-_ASKED = {"S": "model_database", "L": "statistics_database"}
+`vanilla` is this project's loop without drafts; `transformers` and `transformers-pld` are `model.generate`, and its own
+prompt lookup.
+"""
+
+UNDRAFTED = ("vanilla", "transformers", "transformers-pld")
+"""The methods that none of our drafters drafts for."""
+
+REPLAYED = ("hd", "published", "pld", "rest")
+"""The methods that need no logits but the target's choice, which a trace records."""
+
+_ASKED = {"W": "context", "S": "model_database", "L": "statistics_database"}
 
 
-def method_options(method: str, **given: Any) -> dict[str, Any]:
-    """Every option of a method: what is given, else its default. None is not given, and False asks for nothing.
+def method_options(method: str, among: Sequence[str] = REPLAYED, **given: Any) -> dict[str, Any]:
+    """Every option of a method: what is given, else its default. None is not given, and False or 0 asks for nothing.
+
+    Args:
+        method: one of `among`.
+        among: the methods that the user may choose from.
+        given: options, by the names that they have in `OPTIONS`.
 
     Raises:
         ValueError: no such method, an option that it does not use, or one that it lacks.
     """
-    if method not in OPTIONS:
-        raise ValueError(f"no method {method!r}: there are {', '.join(OPTIONS)}")
+    if method not in among:
+        raise ValueError(f"no method {method!r}: there are {', '.join(among)}")
     options = dict(OPTIONS[method])
     for name, value in given.items():
-        if value is None or (value is False and name not in options):
+        if value is None or (not value and name not in options):
             continue
         if name not in options:
-            users = " and ".join(other for other, taken in OPTIONS.items() if name in taken)
-            raise ValueError(f"{_flag(name)} is for {users}, not for {method}: leave it out")
+            raise ValueError(f"{_flag(name)} is for {_users(name, among)}, not for {method}: leave it out")
         options[name] = value
     if method == "rest" and options["statistics_database"] is None:
         raise ValueError("REST drafts from D_s: give --statistics-database")
     if method == "published":
-        if options["order"] is None:
-            options["order"] = "W" + "".join(letter for letter, name in _ASKED.items() if options[name] is not None)
-        order = options["order"]
-        for letter, name in _ASKED.items() if set(order) <= set("WSL") else ():  # else the drafter refuses it
-            if letter in order and options[name] is None:
-                raise ValueError(f"--order {order} asks {letter}: give {_flag(name)}")
-            if letter not in order and options[name] is not None:
-                raise ValueError(f"--order {order} does not ask {letter}: leave out {_flag(name)}")
-        if "L" not in order and given.get("previous_tokens") is not None:
-            raise ValueError("--previous-tokens is for asking L: add --statistics-database, or leave it out")
+        _complete_published(options, given)
     return options
 
 
-def open_drafter(method: str, trace: Sequence[Request], options: dict[str, Any]) -> Drafter:
-    """A drafter for a trace, its databases opened afresh: it has learnt nothing yet, and writes nothing to disk.
+def options_of_all(methods: Sequence[str], **given: Any) -> dict[str, dict[str, Any]]:
+    """For each of `methods` all its options: of those given, each method takes the ones that it uses.
 
-    Its vocabulary is its databases', else as large as the trace needs.
+    Raises:
+        ValueError: no such method, an option that none of them uses, or one that a method lacks.
+    """
+    for method in methods:
+        if method not in OPTIONS:
+            raise ValueError(f"no method {method!r}: there are {', '.join(OPTIONS)}")
+    for name, value in given.items():
+        if value is not None and not any(name in OPTIONS[method] for method in methods):
+            raise ValueError(f"{_flag(name)} is for {_users(name, tuple(OPTIONS))}: add one of them, or leave it out")
+    return {
+        method: method_options(
+            method, tuple(OPTIONS), **{name: value for name, value in given.items() if name in OPTIONS[method]}
+        )
+        for method in methods
+    }
+
+
+def _complete_published(options: dict[str, Any], given: dict[str, Any]) -> None:
+    present = {letter: bool(options[name]) for letter, name in _ASKED.items()}
+    del options["context"]
+    if options["order"] is None:
+        options["order"] = "".join(letter for letter in _ASKED if present[letter])
+    order = options["order"]
+    for letter, name in _ASKED.items() if set(order) <= set(_ASKED) else ():  # else the drafter refuses it
+        if letter in order and not present[letter]:
+            way = "leave out --no-context" if letter == "W" else f"give {_flag(name)}"
+            raise ValueError(f"--order {order} asks {letter}: {way}")
+        if letter not in order and present[letter] and letter != "W":
+            raise ValueError(f"--order {order} does not ask {letter}: leave out {_flag(name)}")
+    if "L" not in order and given.get("previous_tokens") is not None:
+        raise ValueError("--previous-tokens is for asking L: add --statistics-database, or leave it out")
+    if "W" not in order and given.get("window") is None:
+        options["window"] = 0
+
+
+def open_drafter(
+    method: str, options: dict[str, Any], *, vocab_size: int | None = None, needed: int = 1, tokenizer: Any = None
+) -> Drafter:
+    """A method's drafter, its databases opened afresh: it has learnt nothing yet, and writes nothing to disk.
 
     Args:
-        method: see `OPTIONS`.
-        trace: what is to be replayed.
+        method: one of `OPTIONS`, none of `UNDRAFTED`.
         options: from `method_options`.
+        vocab_size: the target's; None for that of the databases, or `needed` where there are none.
+        needed: ids are below it.
+        tokenizer: the target's, to make sure that the databases are of it too.
 
     Raises:
         DatabaseError, ValueError: a database that cannot be opened, two that do not belong together, or settings out
             of range.
     """
     model_name, statistics_name = options.get("model_database"), options.get("statistics_database")
-    stored = None if model_name is None else ModelDatabase.from_pretrained(model_name)
-    general = None if statistics_name is None else StatisticsDatabase.from_pretrained(statistics_name)
+    stored = general = None
+    if model_name is not None:
+        stored = ModelDatabase.from_pretrained(model_name, tokenizer, vocab_size)
+    if statistics_name is not None:
+        general = StatisticsDatabase.from_pretrained(statistics_name, tokenizer, vocab_size)
     if stored is not None and general is not None:
         if stored.vocab_size != general.vocab_size:
             raise ValueError(
@@ -86,18 +139,25 @@ def open_drafter(method: str, trace: Sequence[Request], options: dict[str, Any])
             )
         if stored.tokenizer and general.tokenizer and stored.tokenizer != general.tokenizer:
             raise ValueError(f"{model_name} and {statistics_name} are of different tokenizers: build both with one")
-    vocab_size = next((each.vocab_size for each in (stored, general) if each is not None), None)
     if vocab_size is None:
-        vocab_size = 1 + max((request.largest_id for request in trace), default=0)
+        vocab_size = next((each.vocab_size for each in (stored, general) if each is not None), needed)
+    settings = {
+        name: options[name] for name in ("order", "level", "window", "guess", "previous_tokens") if name in options
+    }
     if method == "hd":
         return HierarchyDrafter(vocab_size, stored, general, learn=options["learn"])
     if method == "published":
-        settings = {name: options[name] for name in ("order", "level", "guess", "previous_tokens")}
         return PublishedDrafter(vocab_size, stored, general, **settings)
+    if method == "lookahead":
+        return LookaheadDrafter(vocab_size, **settings)
     if method == "rest" and general is not None:
         return RestDrafter(vocab_size, general)
     return PromptLookupDrafter(vocab_size)
 
 
 def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return "--no-context" if name == "context" else "--" + name.replace("_", "-")
+
+
+def _users(name: str, among: Sequence[str]) -> str:
+    return " and ".join(method for method in among if name in OPTIONS[method])

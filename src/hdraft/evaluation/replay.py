@@ -24,7 +24,7 @@ from hdraft.evaluation.calibration import Calibration
 from hdraft.evaluation.costs import cost_curve
 from hdraft.evaluation.machine import machine
 from hdraft.evaluation.methods import method_options, open_drafter
-from hdraft.evaluation.traces import Request, read_traces
+from hdraft.evaluation.traces import Request, read_traces, vocabulary_of
 
 ALL = "all"
 """The category of every request."""
@@ -163,13 +163,14 @@ def replay_files(
         level=level,
         guess=guess,
         previous_tokens=previous_tokens,
+        window=0,  # a trace has no logits to run a lookahead branch on
     )
     if budget < 0:
         raise ValueError(f"the budget is {budget}: it must be at least 0")
     cost = "gpu" if cost is None and adaptive else cost
     costs = None if cost is None else cost_curve(cost, budget)
     trace = read_traces(traces)
-    drafter = open_drafter(method, trace, options)
+    drafter = open_drafter(method, options, needed=vocabulary_of(trace))
     result = replay(trace, drafter, budget, costs=costs if adaptive else None, progress=progress)
     settings = {
         "traces": [str(trace) for trace in traces],

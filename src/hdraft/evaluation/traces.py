@@ -35,6 +35,11 @@ class Request:
         return int(max(self.prompt_ids.max(initial=0), self.output_ids.max(initial=0)))
 
 
+def vocabulary_of(trace: Sequence[Request]) -> int:
+    """The smallest vocabulary that holds every id of a trace."""
+    return 1 + max((request.largest_id for request in trace), default=0)
+
+
 def read_traces(paths: Sequence[str | os.PathLike[str]]) -> list[Request]:
     """Read several traces as one, see `read_trace`; raises ValueError where they hold no request."""
     requests = [request for path in paths for request in read_trace(path)]

@@ -1,0 +1,228 @@
+"""What the methods' answers come to: tokens a second, speed-up, MAT, drafting, and whether the texts are the same.
+
+Speeds and MAT are Spec-Bench's (its `evaluation/speed.py`): a question's speed is its new tokens over its wall time, a
+method's the mean over questions, its speed-up the ratio of the two means; MAT is the mean of all accept_lengths.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from hdraft.evaluation import answers, plots
+from hdraft.evaluation.answers import Answer, AnswerError, read_answers
+from hdraft.evaluation.methods import OPTIONS
+from hdraft.evaluation.questions import in_subtask_order, subtask
+
+SETTINGS = "settings.json"
+DIFFERENCES = "differences.json"
+ALL = "all"
+"""The subtask of every question."""
+
+Answers = dict[int | str, Answer]
+"""By question id."""
+
+_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "tokens/s": lambda row: f"{row['tokens_per_second']:.1f}",
+    "x vanilla": lambda row: _number(row["speedup_over_vanilla"]),
+    "x transformers": lambda row: _number(row["speedup_over_transformers"]),
+    "MAT": lambda row: f"{row['mat']:.2f}",
+    "drafted/step": lambda row: _number(row["drafted_per_step"], ".1f"),
+    "drafting": lambda row: _number(row["drafting_share"], ".1%"),
+    "D_c": lambda row: _number(row["accepted_share"].get("context"), ".0%"),
+    "D_m": lambda row: _number(row["accepted_share"].get("model"), ".0%"),
+    "D_s": lambda row: _number(row["accepted_share"].get("statistics"), ".0%"),
+    "same text": lambda row: "-" if row["same_text"] is None else f"{row['same_text']}/{row['turns']}",
+}
+
+
+def write(folder: Path) -> dict[str, Any]:
+    """Make the report of a folder of answers: `report.json`, `report.md` and, where matplotlib is, plots; returns it.
+
+    Raises:
+        AnswerError, BuildError: there are no answers in it, or they cannot be read.
+    """
+    figures = report(folder)
+    answers.replace(folder / "report.json", json.dumps(figures, indent=1, ensure_ascii=False).encode() + b"\n")
+    drawn = plots.draw(figures, folder)
+    answers.replace(folder / "report.md", markdown(figures, drawn).encode())
+    return figures
+
+
+def report(folder: Path) -> dict[str, Any]:
+    """As JSON: `settings` and `differences` as the run left them, and `methods`: by method and subtask, the figures.
+
+    A file `NAME.jsonl` is the answers of a method of that name. `vanilla` is the file that has it as a part of its
+    name, as Spec-Bench's own have.
+    """
+    files = sorted(folder.glob("*.jsonl"), key=lambda path: (_rank(path.stem), path.stem))
+    if not files:
+        raise AnswerError(f"no answers in {folder}: give a folder of METHOD.jsonl files, as hdraft bench writes them")
+    read = {path.stem: {answer["question_id"]: answer for answer in read_answers(path)} for path in files}
+    read = {method: given for method, given in read.items() if given}
+    if not read:
+        raise AnswerError(f"the files of answers in {folder} are empty")
+    vanilla = next((read[method] for method in read if "vanilla" in method.split("-")), None)
+    transformers = read.get("transformers")
+    subtasks = in_subtask_order([subtask(each["category"]) for given in read.values() for each in given.values()])
+    methods: dict[str, dict[str, Any]] = {}
+    for method, given in read.items():
+        methods[method] = {}
+        for name in (ALL, *subtasks):
+            chosen = _of(given, name)
+            if chosen:
+                methods[method][name] = _figures(chosen, vanilla, transformers)
+    return {
+        "settings": _json(folder / SETTINGS),
+        "methods": methods,
+        "differences": _json(folder / DIFFERENCES),
+    }
+
+
+def _rank(method: str) -> int:
+    return list(OPTIONS).index(method) if method in OPTIONS else len(OPTIONS)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError:
+        raise AnswerError(f"{path} is not JSON: remove it, or run hdraft bench again") from None
+
+
+def _of(given: Answers, name: str) -> Answers:
+    return {identity: each for identity, each in given.items() if name in (ALL, subtask(each["category"]))}
+
+
+def _figures(given: Answers, vanilla: Answers | None, transformers: Answers | None) -> dict[str, Any]:
+    choices = [choice for answer in given.values() for choice in answer["choices"]]
+    lengths = [length for choice in choices for length in choice["accept_lengths"]]
+    ours = [choice["hdraft"] for choice in choices if "drafted" in choice.get("hdraft", {})]
+    drafted = sum(sum(run["drafted"]) for run in ours)
+    sources = list(ours[0]["accepted"]) if ours else []
+    accepted = {source: sum(sum(run["accepted"][source]) for run in ours) for source in sources}
+    same, turns = (None, None) if vanilla is None else _same_text(given, vanilla)
+    return {
+        "questions": len(given),
+        "tokens": sum(sum(choice["new_tokens"]) for choice in choices),
+        "steps": len(lengths),
+        "tokens_per_second": _speed(given),
+        "speedup_over_vanilla": _speedup(given, vanilla),
+        "speedup_over_transformers": _speedup(given, transformers),
+        "mat": fmean(lengths) if lengths else 0.0,
+        "drafted_per_step": drafted / max(len(lengths), 1) if ours else None,
+        "drafting_share": (
+            sum(sum(run["seconds_drafting"]) for run in ours) / sum(sum(choice["wall_time"]) for choice in choices)
+            if drafted
+            else None
+        ),
+        "accepted_share": {source: count / max(sum(accepted.values()), 1) for source, count in accepted.items()},
+        "accept_lengths": {str(length): count for length, count in sorted(Counter(lengths).items())},
+        "turns": turns,
+        "same_text": same,
+    }
+
+
+def _speed(given: Answers) -> float:
+    """Tokens a second, the mean over questions."""
+    return fmean(
+        sum(sum(choice["new_tokens"]) for choice in answer["choices"])
+        / sum(sum(choice["wall_time"]) for choice in answer["choices"])
+        for answer in given.values()
+    )
+
+
+def _speedup(given: Answers, reference: Answers | None) -> float | None:
+    """The ratio of the speeds, over the questions that both answered."""
+    shared = given.keys() & reference.keys() if reference else set()
+    if not shared or reference is None:
+        return None
+    return _speed({each: given[each] for each in shared}) / _speed({each: reference[each] for each in shared})
+
+
+def _same_text(given: Answers, vanilla: Answers) -> tuple[int, int]:
+    """How many turns are the same as ordinary decoding's, and how many both have: by token ids where they are known."""
+    same = turns = 0
+    for identity in given.keys() & vanilla.keys():
+        for own, other in zip(given[identity]["choices"], vanilla[identity]["choices"], strict=False):
+            known = "hdraft" in own and "hdraft" in other
+            texts = [choice["hdraft"]["output_ids"] if known else choice["turns"] for choice in (own, other)]
+            turns += len(texts[1])
+            same += sum(a == b for a, b in zip(*texts, strict=False))
+    return same, turns
+
+
+def markdown(figures: Mapping[str, Any], drawn: Sequence[str] = ()) -> str:
+    """The report as a Markdown document; `drawn` are its plots' file names."""
+    methods: dict[str, dict[str, Any]] = figures["methods"]
+    subtasks = list(dict.fromkeys(name for rows in methods.values() for name in rows))
+    lines = ["# Report", "", *_conditions(figures["settings"]), "Speed-up over vanilla, by subtask:", ""]
+    lines += speedup_table(figures)
+    lines += [""] + [f"![{Path(name).stem.replace('_', ' ')}]({name})\n" for name in drawn]
+    for name in subtasks:
+        rows = {method: by_subtask[name] for method, by_subtask in methods.items() if name in by_subtask}
+        cells = {method: [column(row) for column in _COLUMNS.values()] for method, row in rows.items()}
+        lines += [f"## {'All questions' if name == ALL else name}", "", *_table(list(_COLUMNS), cells), ""]
+    lines += _differences(figures["differences"])
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def speedup_table(figures: Mapping[str, Any]) -> list[str]:
+    """The lines of a Markdown table: a row for each method, a column for each subtask, and the MAT of all."""
+    methods: dict[str, dict[str, Any]] = figures["methods"]
+    subtasks = list(dict.fromkeys(name for rows in methods.values() for name in rows))
+    rows = {
+        method: [
+            *(_number(row[name]["speedup_over_vanilla"]) if name in row else "-" for name in subtasks),
+            f"{row[ALL]['mat']:.2f}",
+            _COLUMNS["same text"](row[ALL]),
+        ]
+        for method, row in methods.items()
+    }
+    return _table([*subtasks, "MAT", "same text"], rows)
+
+
+def _conditions(settings: Mapping[str, Any] | None) -> list[str]:
+    if settings is None:
+        return []
+    machine = settings["machine"]
+    choice = f"temperature {settings['temperature']:g}" if settings["temperature"] else "greedy"
+    return [
+        f"`{Path(settings['model']).name}`, {settings['dtype']}, {choice}, at most {settings['max_new_tokens']} new"
+        f" tokens a turn, on {settings['questions']['file']}; {machine['accelerator'] or machine['processor']},"
+        f" {machine['threads']} of {machine['cores']} cores, torch {machine['torch']}, transformers"
+        f" {machine['transformers']}.",
+        "",
+    ]
+
+
+def _differences(rows: Sequence[Mapping[str, Any]] | None) -> list[str]:
+    if not rows:
+        return []
+    cells = {
+        f"{row['method']}, question {row['question_id']}": [
+            str(row["turn"] + 1),
+            str(row["position"]),
+            "-" if row["logit_gap"] is None else f"{row['logit_gap']:.2g}",
+        ]
+        for row in rows
+    }
+    return [
+        "## Where texts part",
+        "",
+        f"The first difference of a conversation from `{rows[0]['reference']}`, and by how much the logit of the token"
+        " that it chose there was above the other's.",
+        "",
+        *_table(["turn", "after tokens", "logit gap"], cells),
+    ]
+
+
+def _table(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
+    head = [f"| method | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
+    return head + [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
+
+
+def _number(value: float | None, form: str = ".2f") -> str:
+    return "-" if value is None else format(value, form)
