@@ -157,9 +157,7 @@ def main() -> None:
         )
         with progress(console) as report:
             needed = vocabulary_of(trace)
-            figures = compare(
-                trace, lambda: open_drafter("hd", options, needed=needed), arguments.budgets, report
-            )
+            figures = compare(trace, lambda: open_drafter("hd", options, needed=needed), arguments.budgets, report)
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from None
     show(figures, console)

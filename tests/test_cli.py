@@ -195,7 +195,8 @@ def test_a_missing_model_is_refused(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--chat"], "no chat template"),
+        (["--chat"], "no chat template: give --chat-template"),
+        (["--chat-template", "alpaca"], "no chat template alpaca"),
         (["--device", "abacus"], "no device"),
         (["--dtype", "int3"], "--dtype"),
         (["--temperature", "0.5"], "add --do-sample"),
@@ -446,3 +447,106 @@ def test_an_array_of_ids_is_a_corpus(run: Run, tmp_path: Path) -> None:
     assert run(*ask, "--vocab-size", 10, "--eos-token-id", 0).code == 0
     refused(run(*ask, "--vocab-size", 6, "--eos-token-id", 0), "outside the vocabulary")
     refused(run(*ask, "--vocab-size", 10, "--eos-token-id", 10), "end-of-sequence")
+
+
+# ------------------------------------------------------------------------------------------ bench and report
+
+
+@pytest.fixture(scope="session")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("questions") / "q.jsonl"
+    lines = [
+        {"question_id": 1, "category": "qa", "turns": ["def area("]},
+        {"question_id": 2, "category": "writing", "turns": ["width", "height"]},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def benched(model: Path, questions: Path, output: Path, *methods: str) -> list[object]:
+    chosen = [argument for method in methods for argument in ("--method", method)]
+    rest = ["--questions", questions, "--output", output, "--max-new-tokens", 12, "--chat-template", "vicuna"]
+    return ["bench", "--model", model, *chosen, *rest]
+
+
+def test_bench_answers_reports_and_goes_on(run: Run, model: Path, questions: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    result = run(*benched(model, questions, output, "vanilla", "transformers", "hd"), "--question-end", 1)
+    assert result.code == 0 and not result.err
+    assert result.out.startswith("| method | all | qa | MAT | same text |\n")
+    assert f"all figures in {output / 'report.md'}" in result.out
+    assert (output / "report.md").exists() and (output / "speedup.png").exists()
+    assert run(*benched(model, questions, output, "vanilla", "transformers", "hd")).code == 0
+    again = run("report", output)
+    assert again.code == 0 and "| method | all | mt_bench | qa | MAT | same text |" in again.out
+    assert "| hd | " in again.out and "3/3" in again.out
+
+
+def test_bench_with_a_database_left_out_or_all_of_its_options(
+    run: Run, model: Path, questions: Path, statistics_database: Path, tmp_path: Path
+) -> None:
+    given = ["--statistics-database", statistics_database, "--question-end", 1, "--budget", 16]
+    result = run(
+        *benched(model, questions, tmp_path / "out", "vanilla", "published", "rest", "hd", "lookahead"),
+        *given,
+        *("--no-context", "--previous-tokens", 1, "--level", 4, "--window", 3, "--guess", 2, "--no-learn"),
+        *("--do-sample", "--temperature", 0.8, "--num-choices", 2, "--seed", 5),
+        *("--system-prompt", "", "--dtype", "float32"),
+    )
+    assert result.code == 0, result
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert settings["methods"]["published"] == {
+        "model_database": None,
+        "statistics_database": str(statistics_database),
+        "order": "L",
+        "level": 4,
+        "window": 0,
+        "guess": 2,
+        "previous_tokens": 1,
+    }
+    assert settings["methods"]["lookahead"] == {"level": 4, "window": 3, "guess": 2}
+    assert not settings["methods"]["hd"]["learn"]
+    assert (settings["temperature"], settings["num_choices"], settings["seed"], settings["budget"]) == (0.8, 2, 5, 16)
+    for name in ("published", "rest", "hd", "lookahead"):
+        row = json.loads((tmp_path / "out" / "report.json").read_text())["methods"][name]["all"]
+        assert row["same_text"] == row["turns"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--method", "magic"], ["no method 'magic'", "vanilla", "hd"]),
+        (["--method", "rest"], ["REST drafts from D_s: give --statistics-database"]),
+        (["--method", "hd", "--window", "3"], ["--window is for lookahead and published"]),
+        (["--method", "hd", "--no-context"], ["--no-context is for published"]),
+        (["--method", "published", "--order", "WS"], ["--order WS asks S: give --model-database"]),
+        (["--method", "published", "--order", "W", "--no-context"], ["--order W asks W: leave out --no-context"]),
+        (["--method", "published", "--order", "L", "--window", "3"], ["--order L asks L"]),
+        (["--method", "published", "--no-context", "--window", "3"], ["--window is for a lookahead branch"]),
+        (["--method", "published", "--level", "2"], ["level of at least 3"]),
+        (["--model-database", "a", "--no-model-database"], ["contradict"]),
+        (["--statistics-database", "a", "--no-statistics-database"], ["contradict"]),
+        (["--no-do-sample", "--temperature", "1"], ["--temperature is for sampling"]),
+        (["--do-sample", "--temperature", "0"], ["above 0"]),
+        (["--chat-template", "alpaca"], ["no chat template alpaca"]),
+        (["--questions", "nothing.jsonl"], ["nothing.jsonl"]),
+        (["--question-begin", "7"], ["no questions from index 7"]),
+        (["--device", "abacus"], ["no device"]),
+        (["--num-workers", "0"], ["--num-workers"]),
+    ],
+)
+def test_bench_refuses_in_one_line(
+    run: Run, model: Path, questions: Path, tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    asked = ["--method", "hd"] if "--method" not in arguments else []
+    refused(run(*benched(model, questions, tmp_path / "out"), *asked, *arguments), *words)
+
+
+def test_bench_downloads_only_what_it_knows(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text("mine")
+    refused(run("bench", "--download", "--questions", tmp_path / "mine.jsonl"), "is not Spec-Bench's questions")
+
+
+def test_report_refuses_a_folder_without_answers(run: Run, tmp_path: Path) -> None:
+    refused(run("report", tmp_path), "no answers in")
+    refused(run("report", tmp_path / "nothing"), "no answers in")

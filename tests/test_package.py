@@ -14,6 +14,7 @@ LAYERS = [
     "storage",
     "drafting",
     "decoding",
+    "conversation",
     "building",
     "loading",
     "evaluation",

@@ -82,9 +82,7 @@ def _explain(error: Exception) -> tuple[str, int]:
     if type(error).__module__.startswith("hdraft."):  # our own errors are refusals, and say what to do
         full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
         return str(error), MACHINE if full else USER
-    if isinstance(error, MemoryError) or any(
-        sign in str(error) for sign in ("out of memory", "can't allocate memory")
-    ):
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in ("out of memory", "can't allocate memory")):
         return "out of memory: try a smaller model, --dtype bfloat16, or a shorter text", MACHINE
     if isinstance(error, OSError) and error.strerror:
         named = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
@@ -145,7 +143,10 @@ EosTokenId = Annotated[
     int | None, typer.Option(min=0, metavar="ID", help="The id that ends a document, where there is no --tokenizer.")
 ]
 Output = Annotated[Path, typer.Option(metavar="FOLDER", file_okay=False, help="Where to write the database.")]
-Chat = Annotated[bool, typer.Option("--chat", help="Send prompts through the model's chat template.")]
+Chat = Annotated[bool, typer.Option("--chat", help="Send prompts through a chat template.")]
+ChatTemplate = Annotated[
+    str, typer.Option(metavar="NAME", help="auto (the tokenizer's own), vicuna, llama-2, or a file (Jinja).")
+]
 JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", dir_okay=False, help="Write the figures to this file.")
 ]
@@ -196,6 +197,7 @@ def generate(
         Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="A file with the text to continue.")
     ] = None,
     chat: Chat = False,
+    chat_template: ChatTemplate = "auto",
     dtype: Dtype = "auto",
     device: Device = "auto",
     model_database: ModelDatabaseName = None,
@@ -230,7 +232,7 @@ def generate(
 
     quieten()
     target, tokenizer = load_target(model, dtype, device, trust_remote_code)
-    input_ids = encode_prompt(tokenizer, text, chat).to(target.device)
+    input_ids = encode_prompt(tokenizer, text, _template(chat, chat_template)).to(target.device)
     check_room(target, input_ids.shape[1], max_new_tokens)
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     if not (target.generation_config.do_sample if do_sample is None else do_sample):
@@ -301,6 +303,7 @@ def build_model(
     ] = None,
     prompts: Annotated[Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Prompts, .jsonl[.gz].")] = None,
     chat: Chat = False,
+    chat_template: ChatTemplate = "auto",
     max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="The most tokens of an answer.")] = 512,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -334,7 +337,13 @@ def build_model(
         generations[0].parent.mkdir(parents=True, exist_ok=True)
         with progress(console) as report:
             building.generate_outputs(
-                target, encoder, prompts, generations[0], max_new_tokens=max_new_tokens, chat=chat, progress=report
+                target,
+                encoder,
+                prompts,
+                generations[0],
+                max_new_tokens=max_new_tokens,
+                chat_template=_template(chat, chat_template),
+                progress=report,
             )
     else:
         encoder, vocab_size = _vocabulary(tokenizer, vocab_size, trust_remote_code)
@@ -521,9 +530,7 @@ def bench(
     system_prompt: Annotated[
         str | None, typer.Option(metavar="TEXT", help="The system prompt; '' for none.", show_default="the template's")
     ] = None,
-    chat_template: Annotated[
-        str, typer.Option(metavar="NAME", help="auto (the tokenizer's own), vicuna, llama-2, or a file.")
-    ] = "auto",
+    chat_template: ChatTemplate = "auto",
     seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**63 - 1, help="Of sampling.")] = 0,
     num_workers: Annotated[
         int, typer.Option(min=1, metavar="N", help="Replicas of the model, each in a Ray worker with a GPU of its own.")
@@ -663,6 +670,11 @@ def _check_writable(file: Path | None) -> None:
     """Refuse before the work what could not be written after it."""
     if file is not None and not file.absolute().parent.is_dir():
         raise CommandError(f"cannot write {file}: there is no folder {file.parent}")
+
+
+def _template(chat: bool, name: str) -> str | None:
+    """The chat template to use: naming one asks for it."""
+    return name if chat or name != "auto" else None
 
 
 def _read_prompt(prompt: str | None, file: Path | None) -> str:

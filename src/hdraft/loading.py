@@ -11,6 +11,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from hdraft.conversation import Conversation
 from hdraft.decoding.support import embedding_weight, table_limits
 from hdraft.drafting.hierarchy import HierarchyDrafter
 from hdraft.drafting.model import ModelDatabase
@@ -102,27 +103,17 @@ def load_drafter(
     return HierarchyDrafter(size, stored, general)
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, chat: bool = False) -> torch.Tensor:
-    """The token ids of a prompt, int64[1, n]; with `chat`, as a user's message in the chat template.
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, chat_template: str | None = None) -> torch.Tensor:
+    """The token ids of a prompt, int64[1, n]; through a chat template, see `Conversation`, as a user's message.
 
     Raises:
-        LoadError: an empty prompt, or no usable chat template.
+        LoadError, ConversationError: an empty prompt, or no usable chat template.
     """
     if not text.strip():
         raise LoadError("the prompt is empty: give at least one word")
-    if not chat:
-        ids = tokenizer(text, return_tensors="pt")["input_ids"]
-    elif tokenizer.chat_template is None:
-        raise LoadError("this model's tokenizer has no chat template: leave out --chat")
-    else:
-        message = [{"role": "user", "content": text}]
-        try:
-            encoded: Any = tokenizer.apply_chat_template(
-                message, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-            )
-        except Exception as error:  # a template is a program of its own
-            raise LoadError(f"this model's chat template fails ({_reason(error)}): leave out --chat") from error
-        ids = encoded["input_ids"]
+    if chat_template is not None:
+        return torch.tensor([Conversation(tokenizer, chat_template).ask(text)])
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
     if not isinstance(ids, torch.Tensor) or not ids.numel():
         raise LoadError("the prompt is empty: the model's tokenizer makes no token of it")
     return ids.long()

@@ -207,7 +207,13 @@ class Chat:
     def __call__(self, text):
         return {"input_ids": [ord(letter) % 64 for letter in text]}
 
-    def apply_chat_template(self, messages, add_generation_prompt, return_dict):
+    chat_template = "a template"
+
+    def get_chat_template(self):
+        return self.chat_template
+
+    def apply_chat_template(self, messages, chat_template, add_generation_prompt, return_dict):
+        assert chat_template == "a template"
         if messages[0]["content"] == "fail":
             raise RuntimeError("No chat template\nand much more")
         return {"input_ids": [1, *self(messages[0]["content"])["input_ids"], 2]}
@@ -216,12 +222,12 @@ class Chat:
 def test_text_prompts_plain_and_through_the_chat_template(model, prompts, tmp_path):
     prompts.write_text('{"prompt": "words"}\n')
     ids = Chat()("words")["input_ids"]
-    for chat, expected in ((False, ids), (True, [1, *ids, 2])):
-        output = tmp_path / f"{chat}.jsonl"
-        generate_outputs(model, Chat(), prompts, output, max_new_tokens=5, chat=chat)
+    for template, expected in ((None, ids), ("auto", [1, *ids, 2])):
+        output = tmp_path / f"{template}.jsonl"
+        generate_outputs(model, Chat(), prompts, output, max_new_tokens=5, chat_template=template)
         assert answers(output) == [
             model.generate(torch.tensor([expected]), max_new_tokens=5)[0, len(expected) :].tolist()
         ]
     prompts.write_text('{"prompt": "fail"}\n')
-    with pytest.raises(BuildError, match=r"prompts.jsonl:1: the tokenizer's chat template fails \(No chat template\)"):
-        generate_outputs(model, Chat(), prompts, output, chat=True)
+    with pytest.raises(BuildError, match=r"prompts.jsonl:1: the chat template fails \(No chat template\)"):
+        generate_outputs(model, Chat(), prompts, output, chat_template="auto")

@@ -13,6 +13,7 @@ import numpy as np
 from hdraft import storage
 from hdraft.building import journal
 from hdraft.building.reading import BuildError, PathLike, Progress, check_ids, id_list, json_lines
+from hdraft.conversation import Conversation, ConversationError
 from hdraft.drafting.drafter import Drafter
 from hdraft.drafting.model import ModelDatabase
 
@@ -33,7 +34,7 @@ def generate_outputs(
     output: PathLike,
     *,
     max_new_tokens: int = 512,
-    chat: bool = False,
+    chat_template: str | None = None,
     drafter: Drafter | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -52,7 +53,7 @@ def generate_outputs(
         output: a `.jsonl` file: new, or begun by an earlier run. A line: {"index": int, "prompt": hash,
             "settings": hash, "output_ids": [int]}.
         max_new_tokens: the most tokens of an answer.
-        chat: send each `prompt` through the tokenizer's chat template, as a user's message.
+        chat_template: send each `prompt` through a chat template, as a user's message; see `Conversation`.
         drafter: what drafts; by default Hierarchy Drafting that learns from the answers so far.
         progress: called with "generating", prompts finished, prompts.
         options: further arguments of `model.generate`.
@@ -72,8 +73,10 @@ def generate_outputs(
     output = Path(output)
     if not output.name.endswith(".jsonl"):
         raise BuildError(f"{output}: the generations' file name must end in .jsonl")
-    todo = _read_prompts(Path(prompts), tokenizer, chat, model.config.get_text_config().vocab_size)
-    settings = _settings(model, tokenizer, {"max_new_tokens": max_new_tokens, "chat": chat, **options})
+    todo = _read_prompts(Path(prompts), tokenizer, chat_template, model.config.get_text_config().vocab_size)
+    settings = _settings(
+        model, tokenizer, {"max_new_tokens": max_new_tokens, "chat_template": chat_template, **options}
+    )
     with _opened(output) as descriptor:
         finished = _resume(descriptor, output, todo, settings)
         drafter = drafter or _learning_drafter(model, finished)
@@ -91,7 +94,7 @@ def generate_outputs(
     return len(todo)
 
 
-def _read_prompts(path: Path, tokenizer: Any, chat: bool, vocab_size: int) -> list[_Prompt]:
+def _read_prompts(path: Path, tokenizer: Any, chat_template: str | None, vocab_size: int) -> list[_Prompt]:
     prompts = []
     for where, record, _ in json_lines(path):
         text = record.get("prompt")
@@ -101,13 +104,11 @@ def _read_prompts(path: Path, tokenizer: Any, chat: bool, vocab_size: int) -> li
             raise BuildError(f'{where}: neither "prompt" (text) nor "prompt_ids"')
         elif tokenizer is None:
             raise BuildError(f"{where}: is text; give a tokenizer")
-        elif chat:
+        elif chat_template is not None:
             try:
-                message = [{"role": "user", "content": text}]
-                ids = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"]
-            except Exception as error:  # a template is a program of its own
-                reason = next(iter(str(error).splitlines()), type(error).__name__)
-                raise BuildError(f"{where}: the tokenizer's chat template fails ({reason})") from error
+                ids = Conversation(tokenizer, chat_template).ask(text)
+            except ConversationError as error:
+                raise BuildError(f"{where}: {error}") from error
         else:
             ids = tokenizer(text)["input_ids"]
         if not ids:

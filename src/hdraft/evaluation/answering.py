@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
+from hdraft.conversation import Conversation
 from hdraft.decoding import Statistics, generate
 from hdraft.drafting import Drafter, Source
 from hdraft.drafting.hierarchy import HierarchyDrafter
-from hdraft.evaluation.conversation import Conversation
 from hdraft.evaluation.methods import UNDRAFTED, open_drafter
 from hdraft.evaluation.questions import Question, QuestionError
 from hdraft.loading import load_target, places_left, vocabulary_size
@@ -88,7 +88,7 @@ class Answerer:
 
     def warm_up(self, question: Question) -> None:
         """Answer the first turn of a question, with every method, by drafters that nobody learns from."""
-        prompt = self.conversation().ask(question.turns[0]).to(self.model.device)
+        prompt = self.prompt(question, ())
         for method in self.setup.methods:
             drafter = self._drafter(method)
             for _ in range(WARM_UPS):
@@ -114,7 +114,7 @@ class Answerer:
         for turn, text in zip(question.turns, answers, strict=False):
             conversation.ask(turn)
             conversation.answer(text)
-        return conversation.ask(question.turns[len(answers)]).to(self.model.device)
+        return self._tensor(conversation.ask(question.turns[len(answers)]))
 
     def _choice(self, question: Question, method: str, index: int) -> dict[str, Any]:
         torch.manual_seed(self.setup.seed + index)
@@ -123,7 +123,7 @@ class Answerer:
         runs: list[_Run] = []
         prompt_tokens: list[int] = []
         for turn in question.turns:
-            prompt = conversation.ask(turn).to(self.model.device)
+            prompt = self._tensor(conversation.ask(turn))
             run = self._run(method, self.drafters[method], prompt, self._room(question, prompt))
             text = self.tokenizer.decode(run.output_ids, skip_special_tokens=True)
             turns.append(str(text).strip())
@@ -143,6 +143,9 @@ class Answerer:
                 **_drafting([run.statistics for run in runs if run.statistics is not None]),
             },
         }
+
+    def _tensor(self, ids: list[int]) -> Tensor:
+        return torch.tensor([ids], device=self.model.device)
 
     def _room(self, question: Question, prompt: Tensor) -> int:
         """How many tokens the answer may have: fewer than asked for where the model's positions end."""

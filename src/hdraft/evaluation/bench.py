@@ -124,7 +124,8 @@ def _accelerator() -> str | None:
 
 def _agree(path: Path, settings: dict[str, Any]) -> None:
     """Write the settings, or make sure that they are those of the answers that are there; methods may be added."""
-    if path.exists():
+    answered = any(file.stat().st_size for file in path.parent.glob("*.jsonl"))
+    if answered and path.exists():
         try:
             known = json.loads(path.read_text(encoding="utf-8"))
             methods = known["methods"]
@@ -138,7 +139,7 @@ def _agree(path: Path, settings: dict[str, Any]) -> None:
             elif known.get(name) != value:
                 raise _disagreement(path, name, known.get(name), value)
         settings = {**settings, "methods": methods | settings["methods"]}
-    elif any(path.parent.glob("*.jsonl")):
+    elif answered:
         raise AnswerError(f"{path.parent} holds files that are no run of hdraft bench: choose another --output")
     answers.replace(path, _dump(settings))
 

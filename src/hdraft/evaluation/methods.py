@@ -83,12 +83,15 @@ def options_of_all(methods: Sequence[str], **given: Any) -> dict[str, dict[str, 
     for name, value in given.items():
         if value is not None and not any(name in OPTIONS[method] for method in methods):
             raise ValueError(f"{_flag(name)} is for {_users(name, tuple(OPTIONS))}: add one of them, or leave it out")
-    return {
+    chosen = {
         method: method_options(
             method, tuple(OPTIONS), **{name: value for name, value in given.items() if name in OPTIONS[method]}
         )
         for method in methods
     }
+    if given.get("window") and not any(options.get("window") for options in chosen.values()):
+        raise ValueError("--window is for a lookahead branch, which feeds D_c: leave it out, or --no-context")
+    return chosen
 
 
 def _complete_published(options: dict[str, Any], given: dict[str, Any]) -> None:
@@ -105,7 +108,7 @@ def _complete_published(options: dict[str, Any], given: dict[str, Any]) -> None:
             raise ValueError(f"--order {order} does not ask {letter}: leave out {_flag(name)}")
     if "L" not in order and given.get("previous_tokens") is not None:
         raise ValueError("--previous-tokens is for asking L: add --statistics-database, or leave it out")
-    if "W" not in order and given.get("window") is None:
+    if "W" not in order:
         options["window"] = 0
 
 

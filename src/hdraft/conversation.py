@@ -1,11 +1,7 @@
-"""Questions of several turns as prompts: a chat template over the turns so far."""
+"""Turns of a conversation as prompts: a chat template over what was said so far."""
 
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -24,10 +20,10 @@ class ConversationError(ValueError):
 
 
 class Conversation:
-    """The turns of one question, with the answers so far.
+    """The turns of a user, with the answers so far.
 
     Args:
-        tokenizer: the target's.
+        tokenizer: the target's, of transformers.
         template: `auto` for the tokenizer's own, one of `TEMPLATES`, or a file with a Jinja chat template.
         system: the system prompt; None for the template's own, '' for none.
 
@@ -35,39 +31,39 @@ class Conversation:
         ConversationError: there is no such template.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str = "auto", system: str | None = None) -> None:
+    def __init__(self, tokenizer: Any, template: str = "auto", system: str | None = None) -> None:
         self.tokenizer = tokenizer
         self.template = _source(tokenizer, template)
         system = _SYSTEM.get(template, "") if system is None else system
         self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
 
-    def ask(self, question: str) -> Tensor:
-        """The prompt of the next turn, int64[1, n].
+    def ask(self, question: str) -> list[int]:
+        """The prompt of the next turn, as token ids.
 
         Raises:
             ConversationError: the template fails, or makes nothing of it.
         """
         self.messages.append({"role": "user", "content": question})
         try:
-            encoded: Any = self.tokenizer.apply_chat_template(
+            encoded = self.tokenizer.apply_chat_template(
                 self.messages, chat_template=self.template, add_generation_prompt=True, return_dict=True
             )
         except Exception as error:  # a template is a program of its own
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise ConversationError(f"the chat template fails ({reason}): try another --chat-template") from error
-        if not encoded["input_ids"]:
-            raise ConversationError("the chat template makes no token of a question: try another --chat-template")
-        return torch.tensor([encoded["input_ids"]])
+        ids = list(encoded["input_ids"])
+        if not ids:
+            raise ConversationError("the chat template makes no token of the text: try another --chat-template")
+        return ids
 
     def answer(self, text: str) -> None:
         """Take in the answer to the last question."""
         self.messages.append({"role": "assistant", "content": text})
 
 
-def _source(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
+def _source(tokenizer: Any, name: str) -> str:
     if name == "auto":
-        own: Any = tokenizer.chat_template
-        if own is None:
+        if tokenizer.chat_template is None:
             raise ConversationError(
                 "the model's tokenizer has no chat template: give --chat-template with a file,"
                 f" or one of {', '.join(TEMPLATES)}"
