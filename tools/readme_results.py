@@ -1,7 +1,8 @@
-"""Put what was measured into README.md and docs/drafting.md, between their markers.
+"""Put what was measured into README.md, docs/drafting.md and docs/bench.md, between their markers.
 
 hdraft demo --json benchmarks/results/demo.json > benchmarks/results/demo.txt
 python benchmarks/drafting.py … --json benchmarks/results/drafting.json
+python benchmarks/bench.py --spec-bench question.jsonl
 python tools/readme_results.py
 """
 
@@ -9,6 +10,8 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+
+from hdraft.evaluation.report import speedup_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -134,9 +137,7 @@ def time_results(steps: dict[str, Any], scaling: dict[str, Any]) -> str:
         ]
         for row in scaling["statistics"]
     ]
-    texts = [
-        [f"{row['tokens']:,}", f"{row['start_milliseconds']:.2f}", *times(row)] for row in scaling["contexts"]
-    ]
+    texts = [[f"{row['tokens']:,}", f"{row['start_milliseconds']:.2f}", *times(row)] for row in scaling["contexts"]]
     return "\n".join(
         [
             f"One thread of {steps['machine']['processor']!r}.",
@@ -146,6 +147,53 @@ def time_results(steps: dict[str, Any], scaling: dict[str, Any]) -> str:
             *table(["D_s, million tokens", "bytes a token", "opened in ms", *columns], databases),
             "",
             *table(["text, tokens", "session starts in ms", *columns], texts),
+        ]
+    )
+
+
+BENCH_RUNS = {
+    "spec-bench-48-greedy": "48 of Spec-Bench's questions, greedy",
+    "spec-bench-48-sampled": "The same at temperature 1",
+    "small-greedy": "The 24 questions that come with hdraft, greedy",
+    "small-sampled": "The same at temperature 1",
+}
+
+
+def bench_conditions(figures: dict[str, Any]) -> str:
+    """What a run of `hdraft bench` was made on."""
+    settings = figures["settings"]
+    machine = settings["machine"]
+    return (
+        f"The embedded model in {settings['dtype']}, at most {settings['max_new_tokens']} new tokens a turn, on"
+        f" {machine['threads']} of {machine['cores']} cores of a processor that calls itself {machine['processor']!r},"
+        f" torch {machine['torch']}, transformers {machine['transformers']}. Speed-up over `vanilla`, ordinary decoding"
+        " by the same loop; MAT over all questions; turns with `vanilla`'s text."
+    )
+
+
+def bench_results(runs: dict[str, dict[str, Any]]) -> str:
+    """The speed-up of every method by subtask, of each run."""
+    lines = [bench_conditions(next(iter(runs.values())))]
+    for name, figures in runs.items():
+        lines += ["", f"{BENCH_RUNS[name]} ([all figures](../benchmarks/results/bench/{name}/report.md)):", ""]
+        lines += speedup_table(figures)
+    return "\n".join(lines)
+
+
+def bench_summary(figures: dict[str, Any]) -> str:
+    """The speed-up of every method by subtask, of one run."""
+    return "\n".join([bench_conditions(figures), "", *speedup_table(figures)])
+
+
+def lookahead_results(figures: dict[str, Any]) -> str:
+    """What a lookahead branch gives `hd`."""
+    rows = [[name, f"{run['mat']:.3f}", f"{run['drafted_per_step']:.1f}"] for name, run in figures["runs"].items()]
+    return "\n".join(
+        [
+            "The embedded model in float32, greedy, on the first turns of the 24 questions, trees filled to the budget."
+            " The last two are to be compared: a step over 64 draft tokens and a branch of 27 is as wide as one over 91.",
+            "",
+            *table(["", "MAT", "drafted a step"], rows),
         ]
     )
 
@@ -172,6 +220,10 @@ def main() -> None:
     fill("docs/drafting.md", "results", drafting_results(read_json("drafting.json")))
     fill("docs/drafting.md", "calibration", calibration_results(read_json("calibration.json")))
     fill("docs/drafting.md", "budget", budget_results(read_json("budget.json")))
+    runs = {name: read_json(f"bench/{name}/report.json") for name in BENCH_RUNS}
+    fill("README.md", "bench", bench_summary(runs["spec-bench-48-greedy"]))
+    fill("docs/bench.md", "bench", bench_results(runs))
+    fill("docs/bench.md", "lookahead", lookahead_results(read_json("lookahead.json")))
     fill("docs/drafting.md", "time", time_results(read_json("steps.json"), read_json("scaling.json")))
 
 

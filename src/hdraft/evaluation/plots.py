@@ -57,7 +57,7 @@ def _accepted_lengths(methods: Mapping[str, dict[str, Any]], axes: Any) -> bool:
         counts = [0] * (_LONGEST + 1)
         for length, count in row["accept_lengths"].items():
             counts[min(int(length), _LONGEST)] += count
-        shares = [count / sum(counts) for count in counts]
+        shares = [count / sum(counts) if count else float("nan") for count in counts]  # no point for none
         axes.plot(
             range(1, _LONGEST + 1), shares[1:], marker="o", markersize=3, label=f"{method} (MAT {row['mat']:.2f})"
         )
