@@ -191,7 +191,7 @@ def lookahead_results(figures: dict[str, Any]) -> str:
     return "\n".join(
         [
             "The embedded model in float32, greedy, on the first turns of the 24 questions, trees filled to the budget."
-            " The last two are to be compared: a step over 64 draft tokens and a branch of 27 is as wide as one over 91.",
+            " Compare the last two: a step over 64 draft tokens and a branch of 27 is as wide as one over 91.",
             "",
             *table(["", "MAT", "drafted a step"], rows),
         ]
