@@ -198,6 +198,18 @@ def lookahead_results(figures: dict[str, Any]) -> str:
     )
 
 
+def building_results(figures: dict[str, Any]) -> str:
+    """How long the databases of the embedded model take."""
+    text, answers = figures["statistics"], figures["model"]
+    return (
+        f"Measured with the embedded model on {figures['machine']['cores']} cores of"
+        f" {figures['machine']['processor']!r}: D_s from {text['bytes'] / 1e6:.0f} MB of text,"
+        f" {text['tokens'] / 1e6:.1f} million tokens, in {text['seconds']:.0f} s; D_m from {answers['prompts']}"
+        f" prompts, {answers['tokens']:,} tokens of answers, in {answers['seconds']:.0f} s of generation and"
+        f" {answers['seconds_building']:.1f} s of building."
+    )
+
+
 def fill(document: str, marker: str, content: str) -> None:
     """In a document, replace what is between `<!-- marker: … -->` and `<!-- /marker -->`."""
     path = ROOT / document
@@ -223,6 +235,7 @@ def main() -> None:
     runs = {name: read_json(f"bench/{name}/report.json") for name in BENCH_RUNS}
     fill("README.md", "bench", bench_summary(runs["spec-bench-48-greedy"]))
     fill("docs/bench.md", "bench", bench_results(runs))
+    fill("docs/bench.md", "building", building_results(read_json("building.json")))
     fill("docs/bench.md", "lookahead", lookahead_results(read_json("lookahead.json")))
     fill("docs/drafting.md", "time", time_results(read_json("steps.json"), read_json("scaling.json")))
 

@@ -121,7 +121,7 @@ Model = Annotated[
     str, typer.Option(metavar="MODEL", help="The target model: a folder, or a name on the Hugging Face Hub.")
 ]
 Dtype = Annotated[
-    Literal["auto", "float32", "float16", "bfloat16"],
+    Literal["auto", "float64", "float32", "float16", "bfloat16"],
     typer.Option(help="The model's number format; auto: the one it is stored in. float32 is exactly lossless."),
 ]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, mps; auto: a GPU if there is one.")]

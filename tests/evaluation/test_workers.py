@@ -15,15 +15,22 @@ ray = pytest.importorskip("ray")
 
 
 def workers() -> list[int]:
-    """The processes of Ray's that hold a replica."""
-    found = []
+    """The processes of Ray's, below this one, that hold a replica."""
+    parents, named = {}, []
     for process in Path("/proc").glob("[0-9]*"):
         try:
+            parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
             if b"ray::Worker" in (process / "cmdline").read_bytes():
-                found.append(int(process.name))
+                named.append(int(process.name))
         except OSError:  # gone meanwhile
             continue
-    return found
+
+    def ours(process: int) -> bool:
+        while process not in (os.getpid(), 0):
+            process = parents.get(process, 0)
+        return process != 0
+
+    return [process for process in named if ours(process)]
 
 
 def test_two_workers_of_which_one_is_killed_write_what_one_process_writes(
