@@ -522,7 +522,7 @@ def test_bench_with_a_database_left_out_or_all_of_its_options(
         (["--method", "published", "--order", "WS"], ["--order WS asks S: give --model-database"]),
         (["--method", "published", "--order", "W", "--no-context"], ["--order W asks W: leave out --no-context"]),
         (["--method", "published", "--order", "L", "--window", "3"], ["--order L asks L"]),
-        (["--method", "published", "--no-context", "--window", "3"], ["--window is for a lookahead branch"]),
+        (["--method", "published", "--no-context", "--window", "3"], ["published has no database to ask"]),
         (["--method", "published", "--level", "2"], ["level of at least 3"]),
         (["--model-database", "a", "--no-model-database"], ["contradict"]),
         (["--statistics-database", "a", "--no-statistics-database"], ["contradict"]),

@@ -577,6 +577,8 @@ def bench(
         raise CommandError("--temperature is for sampling: leave out --no-do-sample")
     if do_sample and temperature == 0:
         raise CommandError("--do-sample needs a --temperature above 0, or none")
+    if temperature is not None and 0 < temperature < 0.01:
+        raise CommandError("--temperature must be 0, or at least 0.01")
     options = {
         "model_database": model_database,
         "statistics_database": statistics_database,

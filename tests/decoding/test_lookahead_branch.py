@@ -46,10 +46,11 @@ def simulate(model, text: list[int], new: int, text_too: bool) -> list[tuple[lis
     steps = []
     end = len(text) + new
     while len(text) < end:
-        # the window: what the target says after each token of its last row
+        # the window: what the target says after each token of its last row; not in a step that no other can follow
         last_row = lower[-1] if lower else row0
+        runs = len(text) + 1 < end
         guesses = []
-        for column in range(len(last_row)):
+        for column in range(len(last_row) if runs else 0):
             before = row0[: column + 1] if not lower else row0[:column]
             guesses.append(next_token(model, text + before + [row[column] for row in lower]))
         # verification: the longest of the pool's n-grams that the target itself would write
@@ -58,7 +59,7 @@ def simulate(model, text: list[int], new: int, text_too: bool) -> list[tuple[lis
         while len(text) + len(emitted) < end and any(draft[: len(emitted)] == tuple(emitted) for draft in drafts):
             emitted.append(next_token(model, text + emitted))
         # the pool
-        if len(lower) == LEVEL - 2:
+        if runs and len(lower) == LEVEL - 2:
             keys = [text[-1], *row0]
             for column in range(WINDOW):
                 add(pool, keys[column], (*(row[column] for row in lower), guesses[column]))

@@ -44,6 +44,16 @@ def test_a_torn_last_line_is_cut_off(tmp_path: Path, cut: int) -> None:
         assert path.read_bytes() == whole
 
 
+def test_a_torn_last_line_is_passed_over_by_a_reader_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "hd.jsonl"
+    whole = json.dumps(answer(1)) + "\n"
+    path.write_text(whole + whole[:30])
+    assert answers.read_answers(path) == [answer(1)]
+    path.write_text(whole[:30] + "\n" + whole[:30])
+    with pytest.raises(ValueError, match=r"hd\.jsonl:1: not valid JSON"):
+        answers.read_answers(path)
+
+
 def test_two_processes_cannot_write_one_file(tmp_path: Path) -> None:
     path = tmp_path / "hd.jsonl"
     with (
@@ -74,8 +84,14 @@ def test_a_failed_replacement_leaves_the_old_file(tmp_path: Path, monkeypatch: p
         (answer(1) | {"choices": []}, '"choices" must be'),
         (answer(1) | {"choices": [1]}, '"choices" must be'),
         (answer(1, turns=None), '"turns" must be a list'),
-        (answer(1, new_tokens=["3"]), "must be numbers"),
-        (answer(1, wall_time=[-1]), "must be numbers"),
+        (answer(1, new_tokens=["3"]), "must be counts"),
+        (answer(1, accept_lengths=[1.5]), "must be counts"),
+        (answer(1, new_tokens=[10**400]), "must be counts"),
+        (answer(1, wall_time=[-1]), "must be seconds"),
+        (answer(1, wall_time=[float("inf")]), "must be seconds"),
+        (answer(1, hdraft=None), '"hdraft" is not what'),
+        (answer(1, hdraft={}), '"hdraft" is not what'),
+        (answer(1, hdraft={"output_ids": [[1]], "drafted": [2]}), '"hdraft" is not what'),
         (answer(1, wall_time=[0]), "some time in all"),
         (answer(1, new_tokens=[1, 2]), "each turn needs"),
     ],

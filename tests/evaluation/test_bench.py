@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from hdraft.evaluation.answering import Answerer, Setup
 from hdraft.evaluation.bench import bench
@@ -166,7 +173,10 @@ def test_other_options_of_a_method_questions_or_a_machine_are_not_mixed_in(
     (tmp_path / "q.jsonl").write_text(Path(small["questions"]).read_text().replace("again", "once more"))
     with pytest.raises(ValueError, match="answers with questions = "):
         bench(setup(small, "vanilla"), tmp_path / "q.jsonl", greedy)
-    monkeypatch.setattr("hdraft.evaluation.bench._accelerator", lambda: "a faster one")
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"answers with .*model = "):
+        patch.setattr("hdraft.evaluation.bench._contents", lambda folder: "trained further")
+        bench(setup(small, "vanilla"), small["questions"], greedy)
+    monkeypatch.setattr("hdraft.evaluation.bench._accelerator", lambda device: "a faster one")
     with pytest.raises(ValueError, match="answers with machine = "):
         bench(setup(small, "vanilla"), small["questions"], greedy)
 
@@ -235,6 +245,84 @@ def test_warming_up_teaches_nobody_and_answers_do(small: dict[str, str]) -> None
     assert [document.tolist() for document in again.drafters["hd"].model_database.documents()][len(before) :] == learned
 
 
+def test_a_resumed_run_has_learnt_what_the_first_part_answered(
+    small: dict[str, str], output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: list[list[list[int]]] = []
+
+    class Watched(Answerer):
+        def __init__(self, setup: Setup, earlier: Any = (), threads: int | None = None) -> None:
+            super().__init__(setup, earlier, threads)
+            learned.append([list(ids) for ids in earlier])
+
+    monkeypatch.setattr("hdraft.evaluation.bench.Answerer", Watched)
+    bench(setup(small, "hd", num_choices=2), small["questions"], output, end=2)
+    bench(setup(small, "hd", num_choices=2), small["questions"], output)
+    assert learned[0] == []
+    assert learned[1] == [turn for turns in ids(output, "hd")[:4] for turn in turns] and len(learned[1]) == 6
+
+
+def test_each_method_is_warmed_up_three_times_and_the_device_awaited_around_each_turn(
+    small: dict[str, str], output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    synchronize, run = Answerer._synchronize, Answerer._run
+    monkeypatch.setattr(Answerer, "_synchronize", lambda self: (events.append("wait"), synchronize(self))[1])
+    monkeypatch.setattr(
+        Answerer, "_run", lambda self, method, *rest: (events.append(method), run(self, method, *rest))[1]
+    )
+    bench(setup(small, "vanilla", "pld"), small["questions"], output, begin=1, end=2)
+    order = ["vanilla"] * 3 + ["pld"] * 3 + ["vanilla", "pld"]
+    assert events == [event for method in order for event in (method, "wait", "wait")]
+
+
+def test_the_models_own_generation_settings_are_left_out(small: dict[str, str], output: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(small["model"])
+    model.generation_config.update(
+        do_sample=True, prefill_chunk_size=4, return_dict_in_generate=True, repetition_penalty=2.0, min_p=0.9
+    )
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(small["model"]).save_pretrained(tmp_path / "model")
+    plain, fussy = (
+        Setup(folder, options_of_all(["vanilla", "transformers", "pld"]), max_new_tokens=24)
+        for folder in (small["model"], str(tmp_path / "model"))
+    )
+    bench(plain, small["questions"], output / "plain")
+    bench(fussy, small["questions"], output / "fussy")
+    for method in plain.methods:
+        assert ids(output / "fussy", method) == ids(output / "plain", method)
+        assert min(n for answer in read(output / "fussy", method) for n in answer["choices"][0]["accept_lengths"]) > 0
+
+
+def test_one_run_at_a_time_writes_a_folder(small: dict[str, str], output: Path) -> None:
+    other = setup(small, "pld", temperature=1.0)
+
+    def second(done: int, total: int) -> None:
+        with pytest.raises(ValueError, match="another run is writing"):
+            bench(other, small["questions"], output)
+
+    figures = bench(setup(small, "vanilla"), small["questions"], output, progress=second)
+    assert figures["settings"]["temperature"] == 0 and list(figures["settings"]["methods"]) == ["vanilla"]
+
+
+def test_a_model_that_verifies_chains_only_is_told_which_methods_to_leave_out(
+    small: dict[str, str], tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(small["model"])
+    config = BloomConfig(vocab_size=len(tokenizer), hidden_size=32, n_layer=1, n_head=2)
+    BloomForCausalLM(config).save_pretrained(tmp_path / "bloom")
+    tokenizer.save_pretrained(tmp_path / "bloom")
+    model = str(tmp_path / "bloom")
+    with pytest.raises(ValueError, match="lookahead branch of lookahead is a tree: name the other methods"):
+        Answerer(Setup(model, options_of_all(["vanilla", "lookahead"])))
+    chains = Setup(model, options_of_all(["vanilla", "published", "hd"], window=0), max_new_tokens=9)
+    texts = [
+        Answerer(chains).answer(Question(1, "qa", ("area",)), method)["choices"][0]["turns"]
+        for method in chains.methods
+    ]
+    assert texts[0] == texts[1] == texts[2]
+
+
 def test_a_turn_ends_where_the_models_positions_do(small: dict[str, str], tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(small["model"])
     config = GPT2Config(
@@ -242,9 +330,11 @@ def test_a_turn_ends_where_the_models_positions_do(small: dict[str, str], tmp_pa
     )
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
     tokenizer.save_pretrained(tmp_path / "gpt2")
-    answerer = Answerer(Setup(str(tmp_path / "gpt2"), options_of_all(["vanilla", "pld"]), max_new_tokens=100))
-    for method in ("vanilla", "pld"):
+    answerer = Answerer(
+        Setup(str(tmp_path / "gpt2"), options_of_all(["vanilla", "pld", "transformers-pld"]), max_new_tokens=100)
+    )
+    for method in ("vanilla", "pld", "transformers-pld"):
         choice = answerer.answer(Question(1, "qa", ("area",)), method)["choices"][0]
-        assert choice["hdraft"]["prompt_tokens"][0] + choice["new_tokens"][0] == 49
+        assert choice["hdraft"]["prompt_tokens"][0] + choice["new_tokens"][0] == 39, "ten less: see `_room`"
     with pytest.raises(ValueError, match=r"question 2 makes a prompt of .* no positions"):
         answerer.answer(Question(2, "qa", ("area " * 60,)), "vanilla")

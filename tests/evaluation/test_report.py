@@ -157,11 +157,38 @@ def test_the_document_has_a_table_for_each_subtask_and_the_differences(tmp_path:
         "## rag",
         "## Where texts part",
     ]
-    assert "| hd, question 3 | 2 | 17 | 0.0012 |" in document
+    assert "| hd | 3 | 1 | 2 | 17 | 0.0012 |" in document
     assert json.loads((tmp_path / "report.json").read_text())["differences"] == rows
     before = document
     report.write(tmp_path)
     assert (tmp_path / "report.md").read_text() == before, "made again, it is the same"
+
+
+def test_figures_are_of_the_first_choice(tmp_path: Path) -> None:
+    base = write_answers(tmp_path / "vanilla.jsonl", 10, 0)
+    other = write_answers(tmp_path / "hd.jsonl", 20, 1)
+    first = report.report(tmp_path)["methods"]["hd"]["all"]
+    for record, faster in ((other, 5), (base, 1)):
+        for each in record:
+            again = json.loads(json.dumps(each["choices"][0]))
+            again["wall_time"] = [seconds / faster for seconds in again["wall_time"]]
+            each["choices"].append(again)
+    (tmp_path / "hd.jsonl").write_text("".join(json.dumps(each) + "\n" for each in other))
+    (tmp_path / "vanilla.jsonl").write_text("".join(json.dumps(each) + "\n" for each in base))
+    both = report.report(tmp_path)["methods"]["hd"]["all"]
+    assert both == first | {"same_text": 16, "turns": 16}
+
+
+def test_what_else_lies_there_is_checked_too(tmp_path: Path) -> None:
+    write_answers(tmp_path / "vanilla.jsonl", 10, 0)
+    for name, content in ((report.SETTINGS, "[1]"), (report.SETTINGS, "{}"), (report.DIFFERENCES, "{}")):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(ValueError, match=rf"{name} is not what hdraft bench wrote"):
+            report.report(tmp_path)
+        (tmp_path / name).unlink()
+    write_answers(tmp_path / "llama-vanilla-float16.jsonl", 10, 0)
+    with pytest.raises(ValueError, match="has vanilla and llama-vanilla-float16 to compare with"):
+        report.report(tmp_path)
 
 
 def test_plots_are_pictures_and_their_absence_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +216,7 @@ def test_plots_are_pictures_and_their_absence_is_no_failure(tmp_path: Path, monk
         ({}, "no answers in"),
         ({"hd.jsonl": ""}, "are empty"),
         ({"hd.jsonl": "{}\n"}, "is no answer"),
-        ({"hd.jsonl": "x"}, "JSON"),
+        ({"hd.jsonl": "x\n"}, "JSON"),
     ],
 )
 def test_a_folder_without_answers_is_refused(tmp_path: Path, files: dict[str, str], says: str) -> None:

@@ -82,7 +82,7 @@ def draft_and_verify(
                 tree.check(drafter.vocab_size, budget, depth)
             if target.own_masks and len(tree):
                 tree = tree.best_chain(budget)
-            if branch is not None and branch.depth <= deepest:
+            if branch is not None and branch.depth <= deepest and depth > 0:
                 window = branch.nodes()
             drafted = perf_counter()
             logits = target.forward(text, tree.beside(window) if len(window) else tree)
@@ -108,4 +108,7 @@ def draft_and_verify(
     finally:
         target.restore()
         if session is not None:
+            started = perf_counter()
             session.close()
+            statistics.seconds_drafting += perf_counter() - started
+            statistics.seconds += perf_counter() - started

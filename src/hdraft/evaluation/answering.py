@@ -1,5 +1,6 @@
 """A target and its methods at work on questions: every turn timed, as Spec-Bench times it."""
 
+import os
 import time
 import uuid
 from collections.abc import Iterable, Sequence
@@ -8,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from hdraft.conversation import Conversation
 from hdraft.decoding import Statistics, generate
+from hdraft.decoding.probe import draft_shape
 from hdraft.drafting import Drafter, Source
 from hdraft.drafting.hierarchy import HierarchyDrafter
 from hdraft.evaluation.methods import UNDRAFTED, open_drafter
@@ -22,6 +25,7 @@ WARM_UPS = 3
 """Runs before the clock counts, for each method: kernels are compiled, costs measured."""
 
 _WARM_UP_TOKENS = 64
+_LOOKUP_TOKENS = 10
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,11 @@ class Setup:
         return asdict(self, dict_factory=lambda items: {name: _plain(value) for name, value in items})
 
 
+def threads_of_each(num_workers: int) -> int:
+    """The threads of each of several replicas on one processor."""
+    return max(1, (os.cpu_count() or 1) // num_workers)
+
+
 class Answerer:
     """One replica of the target, with a drafter for each method.
 
@@ -75,6 +84,9 @@ class Answerer:
             torch.set_num_threads(threads)
         self.setup = setup
         self.model, self.tokenizer = load_target(setup.model, setup.dtype, setup.device, setup.trust_remote_code)
+        known = self.model.generation_config  # the settings are those of the run, whatever the model comes with
+        ends = {name: getattr(known, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        self.model.generation_config = GenerationConfig(**ends)  # type: ignore[no-untyped-call]
         self.conversation()  # refuses what cannot be, before any work
         self.drafters = {method: self._drafter(method) for method in setup.methods}
         for drafter in self.drafters.values():
@@ -150,6 +162,8 @@ class Answerer:
     def _room(self, question: Question, prompt: Tensor) -> int:
         """How many tokens the answer may have: fewer than asked for where the model's positions end."""
         left = places_left(self.model, prompt.shape[1])
+        if left is not None:  # transformers' own prompt lookup drafts past the last position, the others do not
+            left -= _LOOKUP_TOKENS
         if left is not None and left < 1:
             raise QuestionError(
                 f"question {question.id} makes a prompt of {prompt.shape[1]} tokens, for which the model has no"
@@ -170,7 +184,11 @@ class Answerer:
             output: Any = generate(self.model, prompt, drafter, budget=setup.budget, statistics=statistics, **options)
         elif method == "transformers-pld":
             output = self.model.generate(  # type: ignore[operator]
-                prompt, prompt_lookup_num_tokens=10, max_matching_ngram_size=3, streamer=counter, **options
+                prompt,
+                prompt_lookup_num_tokens=_LOOKUP_TOKENS,
+                max_matching_ngram_size=3,
+                streamer=counter,
+                **options,
             )
         else:
             output = self.model.generate(prompt, **options)  # type: ignore[operator]
@@ -188,7 +206,13 @@ class Answerer:
         if method in UNDRAFTED:
             return None
         options = self.setup.methods[method]
-        return open_drafter(method, options, vocab_size=vocabulary_size(self.model), tokenizer=self.tokenizer)
+        drafter = open_drafter(method, options, vocab_size=vocabulary_size(self.model), tokenizer=self.tokenizer)
+        if getattr(drafter, "window", 0) > 0 and draft_shape(self.model) == "chain":
+            raise ValueError(
+                f"{type(self.model).__name__} verifies single chains of draft tokens, and the lookahead branch of"
+                f" {method} is a tree: name the other methods with --method, and add --window 0 for published"
+            )
+        return drafter
 
     def _synchronize(self) -> None:
         kind = self.model.device.type

@@ -5,6 +5,7 @@ opened. A finished file holds the answers in the order of the questions.
 """
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hdraft.building import journal
-from hdraft.building.reading import json_lines
+from hdraft.building.reading import BuildError, json_lines
 
 Answer = dict[str, Any]
 """A line: `question_id`, `category`, `answer_id`, `model_id`, `choices`, `tstamp`."""
@@ -28,13 +29,20 @@ class AnswerError(ValueError):
 def read_answers(path: Path) -> list[Answer]:
     """The answers of a file, as this project or Spec-Bench wrote them; of two to one question, the last.
 
+    A last line that a killed run was writing is passed over.
+
     Raises:
         BuildError, AnswerError: the file cannot be read, or a line is no answer; by file and line.
     """
     answers: dict[Any, Answer] = {}
-    for where, record, _ in json_lines(path):
-        _check(where, record)
-        answers[record["question_id"]] = record
+    whole, _, torn = journal.whole_lines(path)
+    try:
+        for where, record, _ in json_lines(path):
+            _check(where, record)
+            answers[record["question_id"]] = record
+    except BuildError as error:
+        if not torn or not str(error).startswith(f"{path}:{whole + 1}: "):
+            raise
     return list(answers.values())
 
 
@@ -49,11 +57,36 @@ def _check(where: str, record: Answer) -> None:
         for name in _LISTS:
             if not isinstance(choice.get(name), list):
                 raise AnswerError(f'{where}: is no answer of Spec-Bench: "{name}" must be a list')
-        numbers = (*choice["new_tokens"], *choice["wall_time"], *choice["accept_lengths"])
-        if not all(type(number) in (int, float) and number >= 0 for number in numbers):
-            raise AnswerError(f"{where}: new_tokens, wall_time and accept_lengths must be numbers, not negative")
+        counts = (*choice["new_tokens"], *choice["accept_lengths"])
+        if not all(type(number) is int and 0 <= number < 2**31 for number in counts):
+            raise AnswerError(f"{where}: new_tokens and accept_lengths must be counts of tokens")
+        if not all(type(number) in (int, float) and 0 <= number < math.inf for number in choice["wall_time"]):
+            raise AnswerError(f"{where}: wall_time must be seconds")
         if len(choice["new_tokens"]) != len(choice["wall_time"]) or sum(choice["wall_time"]) <= 0:
             raise AnswerError(f"{where}: each turn needs its new_tokens and its wall_time, some time in all")
+        if "hdraft" in choice and not _is_ours(choice["hdraft"]):
+            raise AnswerError(f'{where}: "hdraft" is not what hdraft bench writes: remove the field')
+
+
+def _is_ours(fields: Any) -> bool:
+    """Whether this is a choice's own field, complete."""
+    if not isinstance(fields, dict) or not _lists_of(fields.get("output_ids"), list):
+        return False
+    if not all(_lists_of(ids, int) for ids in fields["output_ids"]):
+        return False
+    if "drafted" not in fields:
+        return True
+    accepted = fields.get("accepted")
+    return (
+        _lists_of(fields["drafted"], int)
+        and _lists_of(fields.get("seconds_drafting"), float)
+        and isinstance(accepted, dict)
+        and all(_lists_of(counts, int) for counts in accepted.values())
+    )
+
+
+def _lists_of(values: Any, kind: type) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)
 
 
 class AnswerFile:
@@ -78,8 +111,7 @@ class AnswerFile:
 
     def sort(self, question_ids: Sequence[int | str]) -> None:
         """Put the answers into the order of the questions, at once or not at all; others stay behind them."""
-        order = [identity for identity in question_ids if identity in self.answers]
-        order += [identity for identity in self.answers if identity not in set(order)]
+        order = dict.fromkeys(identity for identity in (*question_ids, *self.answers) if identity in self.answers)
         replace(self.path, b"".join(_line(self.answers[identity]) for identity in order))
 
 

@@ -7,19 +7,23 @@ Methods take turns, question by question, so that a machine whose speed drifts s
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from hdraft import storage
 from hdraft.evaluation import answers, report
-from hdraft.evaluation.answering import Answerer, Setup
+from hdraft.evaluation.answering import Answerer, Setup, threads_of_each
 from hdraft.evaluation.answers import Answer, AnswerError, AnswerFile
 from hdraft.evaluation.differences import find_differences
 from hdraft.evaluation.machine import machine
 from hdraft.evaluation.questions import Question, read_questions
+
+_DATABASES = ("model_database", "statistics_database")
+_GROWING = ("methods", "contents")  # settings that later runs may add to
 
 Pending = list[tuple[Question, list[str]]]
 """Questions, and the methods that have not answered them."""
@@ -62,8 +66,8 @@ def bench(
     """
     everything, selected = read_questions(questions), read_questions(questions, begin, end)
     output.mkdir(parents=True, exist_ok=True)
-    _agree(output / report.SETTINGS, _settings(setup, Path(questions), num_workers))
-    with ExitStack() as stack:
+    with _held(output), ExitStack() as stack:
+        _agree(output / report.SETTINGS, _settings(setup, Path(questions), num_workers))
         files = {method: stack.enter_context(answers.opened(output / f"{method}.jsonl")) for method in setup.methods}
         missing = [(each, [name for name in files if each.id not in files[name].answers]) for each in selected]
         pending = [(question, methods) for question, methods in missing if methods]
@@ -78,7 +82,17 @@ def bench(
         for file in files.values():
             file.sort([question.id for question in everything])
         answers.replace(output / report.DIFFERENCES, _dump(find_differences(setup, everything, output)))
-    return report.write(output)
+        return report.write(output)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a folder against other runs: what they would write there are other settings."""
+    try:
+        with storage.exclusive(folder):
+            yield
+    except BlockingIOError:
+        raise AnswerError(f"another run is writing {folder}: wait for it, or choose another --output") from None
 
 
 def answer_here(setup: Setup, pending: Pending, learned: list[list[int]]) -> Iterator[tuple[str, Answer]]:
@@ -110,37 +124,54 @@ def _learned(files: dict[str, AnswerFile]) -> list[list[int]]:
 
 
 def _settings(setup: Setup, questions: Path, num_workers: int) -> dict[str, Any]:
+    named = [setup.model]
+    named += [
+        options[name] for options in setup.methods.values() for name in _DATABASES if options.get(name) is not None
+    ]
+    threads = torch.get_num_threads() if num_workers == 1 else threads_of_each(num_workers)
     return {
         **setup.as_json(),
-        "questions": {"file": questions.name, "sha256": sha256(questions.read_bytes()).hexdigest()},
+        "contents": {str(name): _contents(Path(name)) for name in named},
+        "questions": sha256(questions.read_bytes()).hexdigest(),
+        "question_file": questions.name,
         "num_workers": num_workers,
-        "machine": {**machine(), "threads": torch.get_num_threads(), "accelerator": _accelerator()},
+        "machine": {**machine(), "threads": threads, "accelerator": _accelerator(setup.device)},
     }
 
 
-def _accelerator() -> str | None:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+def _contents(folder: Path) -> str | None:
+    """What tells a folder from what it was, without reading all of it; None for a name on the Hub."""
+    if not folder.is_dir():
+        return None
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir() if path.is_file()]
+    return sha256(repr(sorted(files)).encode()).hexdigest()[:16]
+
+
+def _accelerator(device: str) -> str | None:
+    if not torch.cuda.is_available() or not device.startswith(("auto", "cuda")):
+        return None
+    return torch.cuda.get_device_name(None if device == "auto" else device)
 
 
 def _agree(path: Path, settings: dict[str, Any]) -> None:
     """Write the settings, or make sure that they are those of the answers that are there; methods may be added."""
     answered = any(file.stat().st_size for file in path.parent.glob("*.jsonl"))
-    if answered and path.exists():
+    if answered and not path.exists():
+        raise AnswerError(f"{path.parent} holds files that are no run of hdraft bench: choose another --output")
+    if answered:
         try:
             known = json.loads(path.read_text(encoding="utf-8"))
-            methods = known["methods"]
+            grown = {name: known[name] | settings[name] for name in _GROWING}
         except (ValueError, KeyError, TypeError):
             raise AnswerError(f"{path} is damaged: choose another --output") from None
         for name, value in settings.items():
-            if name == "methods":
-                other = next((each for each, options in value.items() if methods.get(each, options) != options), None)
-                if other is not None:
-                    raise _disagreement(path, other, methods[other], value[other])
-            elif known.get(name) != value:
+            if name in _GROWING:
+                for each in known[name].keys() & value.keys():
+                    if known[name][each] != value[each]:
+                        raise _disagreement(path, each, known[name][each], value[each])
+            elif name != "question_file" and known.get(name) != value:
                 raise _disagreement(path, name, known.get(name), value)
-        settings = {**settings, "methods": methods | settings["methods"]}
-    elif answered:
-        raise AnswerError(f"{path.parent} holds files that are no run of hdraft bench: choose another --output")
+        settings = settings | grown
     answers.replace(path, _dump(settings))
 
 

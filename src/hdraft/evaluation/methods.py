@@ -83,12 +83,13 @@ def options_of_all(methods: Sequence[str], **given: Any) -> dict[str, dict[str, 
     for name, value in given.items():
         if value is not None and not any(name in OPTIONS[method] for method in methods):
             raise ValueError(f"{_flag(name)} is for {_users(name, tuple(OPTIONS))}: add one of them, or leave it out")
-    chosen = {
-        method: method_options(
-            method, tuple(OPTIONS), **{name: value for name, value in given.items() if name in OPTIONS[method]}
-        )
-        for method in methods
-    }
+    chosen = {}
+    for method in methods:
+        own = {name: value for name, value in given.items() if name in OPTIONS[method]}
+        if method == "published" and own.get("order"):  # what it does not ask may be for another method
+            own |= {name: None for letter, name in _ASKED.items() if letter not in own["order"] and letter != "W"}
+        chosen[method] = method_options(method, tuple(OPTIONS), **own)
+        chosen[method].pop("adaptive", None)  # here costs are always measured
     if given.get("window") and not any(options.get("window") for options in chosen.values()):
         raise ValueError("--window is for a lookahead branch, which feeds D_c: leave it out, or --no-context")
     return chosen
@@ -99,6 +100,8 @@ def _complete_published(options: dict[str, Any], given: dict[str, Any]) -> None:
     del options["context"]
     if options["order"] is None:
         options["order"] = "".join(letter for letter in _ASKED if present[letter])
+        if not options["order"]:
+            raise ValueError("published has no database to ask: give one, or leave out --no-context")
     order = options["order"]
     for letter, name in _ASKED.items() if set(order) <= set(_ASKED) else ():  # else the drafter refuses it
         if letter in order and not present[letter]:

@@ -1,9 +1,9 @@
 """Questions in Spec-Bench's format (arXiv 2401.07851): JSON lines, read, selected, downloaded."""
 
 import hashlib
+import http.client
 import os
 import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,8 +57,8 @@ def read_questions(path: str | os.PathLike[str], begin: int | None = None, end: 
         identity, category, turns = (record.get(name) for name in ("question_id", "category", "turns"))
         if not isinstance(identity, int | str) or isinstance(identity, bool):
             raise QuestionError(f'{where}: "question_id" must be a number or a text')
-        if not isinstance(category, str) or not category:
-            raise QuestionError(f'{where}: "category" must be a text')
+        if not isinstance(category, str) or category in ("", "all"):
+            raise QuestionError(f'{where}: "category" must be a text, other than "all"')
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn for turn in turns):
             raise QuestionError(f'{where}: "turns" must be a list of texts, one at least')
         if identity in seen:
@@ -94,7 +94,7 @@ def download_questions(path: Path, url: str = URL, sha256: str = SHA256) -> bool
     try:
         with urllib.request.urlopen(url, timeout=60) as response:
             content = response.read(BYTES + 1)  # no more than it should be, whatever is sent
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise QuestionError(
             f"cannot download {url} ({error}): get it yourself, and give it with --questions"
         ) from error

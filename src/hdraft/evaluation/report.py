@@ -1,7 +1,8 @@
 """What the methods' answers come to: tokens a second, speed-up, MAT, drafting, and whether the texts are the same.
 
-Speeds and MAT are Spec-Bench's (its `evaluation/speed.py`): a question's speed is its new tokens over its wall time, a
-method's the mean over questions, its speed-up the ratio of the two means; MAT is the mean of all accept_lengths.
+Speeds and MAT are Spec-Bench's (its `evaluation/speed.py`), of each question's first choice: a question's speed is its
+new tokens over its wall time, a method's the mean over questions, its speed-up the ratio of the two means; MAT is the
+mean of all accept_lengths.
 """
 
 import json
@@ -20,6 +21,9 @@ SETTINGS = "settings.json"
 DIFFERENCES = "differences.json"
 ALL = "all"
 """The subtask of every question."""
+
+_SETTINGS = frozenset(("model", "dtype", "temperature", "max_new_tokens", "question_file", "machine"))
+_DIFFERENCE = frozenset(("method", "reference", "question_id", "choice", "turn", "position", "logit_gap"))
 
 Answers = dict[int | str, Answer]
 """By question id."""
@@ -45,9 +49,9 @@ def write(folder: Path) -> dict[str, Any]:
         AnswerError, BuildError: there are no answers in it, or they cannot be read.
     """
     figures = report(folder)
-    answers.replace(folder / "report.json", json.dumps(figures, indent=1, ensure_ascii=False).encode() + b"\n")
+    answers.replace(folder / "report.json", json.dumps(figures, indent=1).encode() + b"\n")
     drawn = plots.draw(figures, folder)
-    answers.replace(folder / "report.md", markdown(figures, drawn).encode())
+    answers.replace(folder / "report.md", markdown(figures, drawn).encode(errors="replace"))
     return figures
 
 
@@ -64,7 +68,12 @@ def report(folder: Path) -> dict[str, Any]:
     read = {method: given for method, given in read.items() if given}
     if not read:
         raise AnswerError(f"the files of answers in {folder} are empty")
-    vanilla = next((read[method] for method in read if "vanilla" in method.split("-")), None)
+    vanillas = [method for method in read if "vanilla" in method.split("-")]
+    if len(vanillas) > 1:
+        raise AnswerError(
+            f"{folder} has {' and '.join(vanillas)} to compare with: put each, with its methods, into another folder"
+        )
+    vanilla = read[vanillas[0]] if vanillas else None
     transformers = read.get("transformers")
     subtasks = in_subtask_order([subtask(each["category"]) for given in read.values() for each in given.values()])
     methods: dict[str, dict[str, Any]] = {}
@@ -75,9 +84,9 @@ def report(folder: Path) -> dict[str, Any]:
             if chosen:
                 methods[method][name] = _figures(chosen, vanilla, transformers)
     return {
-        "settings": _json(folder / SETTINGS),
+        "settings": _json(folder / SETTINGS, _SETTINGS),
         "methods": methods,
-        "differences": _json(folder / DIFFERENCES),
+        "differences": _json(folder / DIFFERENCES, _DIFFERENCE),
     }
 
 
@@ -85,11 +94,21 @@ def _rank(method: str) -> int:
     return list(OPTIONS).index(method) if method in OPTIONS else len(OPTIONS)
 
 
-def _json(path: Path) -> Any:
+def _json(path: Path, fields: frozenset[str]) -> Any:
+    """A file that `hdraft bench` wrote: an object, or a list of objects, that have these fields; None for no file."""
+    if not path.exists():
+        return None
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    except ValueError:
-        raise AnswerError(f"{path} is not JSON: remove it, or run hdraft bench again") from None
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        content = [None]
+    if not all(isinstance(each, dict) and fields <= each.keys() for each in _several(content)):
+        raise AnswerError(f"{path} is not what hdraft bench wrote: remove it, or run hdraft bench again")
+    return content
+
+
+def _several(content: Any) -> list[Any]:
+    return content if isinstance(content, list) else [content]
 
 
 def _of(given: Answers, name: str) -> Answers:
@@ -97,7 +116,7 @@ def _of(given: Answers, name: str) -> Answers:
 
 
 def _figures(given: Answers, vanilla: Answers | None, transformers: Answers | None) -> dict[str, Any]:
-    choices = [choice for answer in given.values() for choice in answer["choices"]]
+    choices = [answer["choices"][0] for answer in given.values()]
     lengths = [length for choice in choices for length in choice["accept_lengths"]]
     ours = [choice["hdraft"] for choice in choices if "drafted" in choice.get("hdraft", {})]
     drafted = sum(sum(run["drafted"]) for run in ours)
@@ -127,11 +146,8 @@ def _figures(given: Answers, vanilla: Answers | None, transformers: Answers | No
 
 def _speed(given: Answers) -> float:
     """Tokens a second, the mean over questions."""
-    return fmean(
-        sum(sum(choice["new_tokens"]) for choice in answer["choices"])
-        / sum(sum(choice["wall_time"]) for choice in answer["choices"])
-        for answer in given.values()
-    )
+    choices = [answer["choices"][0] for answer in given.values()]
+    return fmean(sum(choice["new_tokens"]) / sum(choice["wall_time"]) for choice in choices)
 
 
 def _speedup(given: Answers, reference: Answers | None) -> float | None:
@@ -139,7 +155,8 @@ def _speedup(given: Answers, reference: Answers | None) -> float | None:
     shared = given.keys() & reference.keys() if reference else set()
     if not shared or reference is None:
         return None
-    return _speed({each: given[each] for each in shared}) / _speed({each: reference[each] for each in shared})
+    speed = _speed({each: reference[each] for each in shared})
+    return _speed({each: given[each] for each in shared}) / speed if speed else None
 
 
 def _same_text(given: Answers, vanilla: Answers) -> tuple[int, int]:
@@ -163,8 +180,8 @@ def markdown(figures: Mapping[str, Any], drawn: Sequence[str] = ()) -> str:
     lines += [""] + [f"![{Path(name).stem.replace('_', ' ')}]({name})\n" for name in drawn]
     for name in subtasks:
         rows = {method: by_subtask[name] for method, by_subtask in methods.items() if name in by_subtask}
-        cells = {method: [column(row) for column in _COLUMNS.values()] for method, row in rows.items()}
-        lines += [f"## {'All questions' if name == ALL else name}", "", *_table(list(_COLUMNS), cells), ""]
+        cells = [[method, *(column(row) for column in _COLUMNS.values())] for method, row in rows.items()]
+        lines += [f"## {'All questions' if name == ALL else name}", "", *_table(["method", *_COLUMNS], cells), ""]
     lines += _differences(figures["differences"])
     return "\n".join(lines).rstrip() + "\n"
 
@@ -173,25 +190,27 @@ def speedup_table(figures: Mapping[str, Any]) -> list[str]:
     """The lines of a Markdown table: a row for each method, a column for each subtask, and the MAT of all."""
     methods: dict[str, dict[str, Any]] = figures["methods"]
     subtasks = list(dict.fromkeys(name for rows in methods.values() for name in rows))
-    rows = {
-        method: [
+    rows = [
+        [
+            method,
             *(_number(row[name]["speedup_over_vanilla"]) if name in row else "-" for name in subtasks),
             f"{row[ALL]['mat']:.2f}",
             _COLUMNS["same text"](row[ALL]),
         ]
         for method, row in methods.items()
-    }
-    return _table([*subtasks, "MAT", "same text"], rows)
+    ]
+    return _table(["method", *subtasks, "MAT", "same text"], rows)
 
 
 def _conditions(settings: Mapping[str, Any] | None) -> list[str]:
     if settings is None:
         return []
     machine = settings["machine"]
+    dtype = "in its own number format" if settings["dtype"] == "auto" else settings["dtype"]
     choice = f"temperature {settings['temperature']:g}" if settings["temperature"] else "greedy"
     return [
-        f"`{Path(settings['model']).name}`, {settings['dtype']}, {choice}, at most {settings['max_new_tokens']} new"
-        f" tokens a turn, on {settings['questions']['file']}; {machine['accelerator'] or machine['processor']},"
+        f"`{Path(settings['model']).name}`, {dtype}, {choice}, at most {settings['max_new_tokens']} new"
+        f" tokens a turn, on {settings['question_file']}; {machine['accelerator'] or machine['processor']},"
         f" {machine['threads']} of {machine['cores']} cores, torch {machine['torch']}, transformers"
         f" {machine['transformers']}.",
         "",
@@ -201,27 +220,29 @@ def _conditions(settings: Mapping[str, Any] | None) -> list[str]:
 def _differences(rows: Sequence[Mapping[str, Any]] | None) -> list[str]:
     if not rows:
         return []
-    cells = {
-        f"{row['method']}, question {row['question_id']}": [
-            str(row["turn"] + 1),
+    cells = [
+        [
+            *(str(row[name]) for name in ("method", "question_id")),
+            *(str(row[name] + 1) for name in ("choice", "turn")),
             str(row["position"]),
-            "-" if row["logit_gap"] is None else f"{row['logit_gap']:.2g}",
+            _number(row["logit_gap"], ".2g"),
         ]
         for row in rows
-    }
+    ]
     return [
         "## Where texts part",
         "",
         f"The first difference of a conversation from `{rows[0]['reference']}`, and by how much the logit of the token"
         " that it chose there was above the other's.",
         "",
-        *_table(["turn", "after tokens", "logit gap"], cells),
+        *_table(["method", "question", "choice", "turn", "after tokens", "logit gap"], cells),
     ]
 
 
-def _table(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
-    head = [f"| method | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
-    return head + [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table whose first column is text."""
+    head = [columns, ["---", *["---:"] * (len(columns) - 1)]]
+    return [f"| {' | '.join(' '.join(cell.replace('|', ' ').split()) for cell in cells)} |" for cells in (*head, *rows)]
 
 
 def _number(value: float | None, form: str = ".2f") -> str:

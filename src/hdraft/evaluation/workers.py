@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 
-from hdraft.evaluation.answering import Answerer, Setup
+from hdraft.evaluation.answering import Answerer, Setup, threads_of_each
 from hdraft.evaluation.answers import Answer
 from hdraft.evaluation.questions import Question
 from hdraft.loading import quieten
@@ -38,7 +38,8 @@ def answer_with_workers(
 ) -> Iterator[tuple[str, Answer]]:
     """Answer with several replicas; the question of a worker that dies is asked again, of a new one.
 
-    Each worker's D_m learns from its own answers only. A Ray that is running already is used, else one is started here.
+    Each worker's D_m learns from its own answers, and from those that were there before. A Ray that is running already
+    is used, else one is started here.
 
     Raises:
         WorkerError: Ray is not installed, has too few GPUs, or workers die over the same question again and again.
@@ -46,20 +47,22 @@ def answer_with_workers(
     """
     try:
         import ray
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
     except ImportError:
         raise WorkerError("several workers need Ray: pip install 'hdraft[ray]'") from None
+    if setup.device.startswith("cuda:"):
+        raise WorkerError(f"--device {setup.device} names one GPU, and each worker is given its own: leave it out")
     on_gpu = setup.device.startswith("cuda") or (setup.device == "auto" and torch.cuda.is_available())
     started = not ray.is_initialized()
     if started:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
         ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
-        gpus = int(cast(Any, ray).cluster_resources().get("GPU", 0))
+        gpus = int(cast(Any, ray).available_resources().get("GPU", 0))
         if on_gpu and gpus < num_workers:
-            raise WorkerError(f"{num_workers} workers need a GPU each, and Ray has {gpus}: lower --num-workers")
+            raise WorkerError(f"{num_workers} workers need a GPU each, and {gpus} are free: lower --num-workers")
         remote: Any = ray.remote(num_cpus=0, num_gpus=1 if on_gpu else 0)(Worker)
-        threads = None if on_gpu else max(1, (os.cpu_count() or 1) // num_workers)
+        threads = None if on_gpu else threads_of_each(num_workers)
         queue = deque(pending)
         deaths: Counter[int | str] = Counter()
         running: dict[Any, tuple[Any, tuple[Question, list[str]] | None]] = {}
@@ -77,7 +80,7 @@ def answer_with_workers(
                 answered = ray.get(finished)
             except RayTaskError as error:
                 raise error.cause from None
-            except RayActorError:
+            except (RayActorError, OutOfMemoryError):
                 question = pending[0][0] if asked is None else asked[0]
                 deaths[question.id] += 1
                 if deaths[question.id] == _MOST_DEATHS:
