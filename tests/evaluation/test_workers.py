@@ -44,10 +44,8 @@ def test_two_workers_of_which_one_is_killed_write_what_one_process_writes(
 
     def kill_one(done: int, total: int) -> None:
         if not killed:
-            running = workers()
-            assert len(running) == 2
-            killed.append(running[0])
-            os.kill(running[0], signal.SIGKILL)
+            killed.append(workers()[0])  # the other may be starting still
+            os.kill(killed[0], signal.SIGKILL)
 
     settings: dict[str, Any] = {"max_new_tokens": 60, "temperature": 1.0}
     methods = ("vanilla", "published", "hd")
