@@ -279,7 +279,7 @@ def _correct(databases: Databases, factor: npt.NDArray[np.float64], mixture: Mix
         rarity = np.int64(databases.rarity[token]) if 0 <= token < len(databases.rarity) else 7
         cell[LEVELS] = _FAMILIARITY + familiarity + rarity
         cell[LEVELS + 1] = _SEEN_AFTER + familiarity + _group(longest)
-        cell[LEVELS + 2] = _HABIT + 2 * (token % _HABITS) + (1 if mixture.seen_after[i, 0] else 0)
+        cell[LEVELS + 2] = _HABIT + 2 * (token & (_HABITS - 1)) + (1 if mixture.seen_after[i, 0] else 0)
         probability = mixture.probability[i]
         cell[LEVELS + 3] = _CONFIDENCE + _step(probability)
         for k in range(_CELLS):
