@@ -73,7 +73,8 @@ def test_probabilities_are_the_interpolated_ones(
     ):
         context = text if parent < 0 else contexts[parent]
         contexts.append([*context, token])
-        reached.append((1.0 if parent < 0 else reached[parent]) * next_tokens(text, context, levels)[token])
+        above = 1.0 if parent < 0 else hierarchy._DEEPER * reached[parent]
+        reached.append(above * next_tokens(text, context, levels)[token])
         # At each of three depths, what is left for the shortest matches may be too little to look at them.
         assert probability == pytest.approx(reached[-1], abs=9 * hierarchy._LEAST)
 

@@ -149,6 +149,7 @@ def cells(request: Request, found: Interpolated, token: int) -> list[int]:
         *agreement,
         mixing._FAMILIARITY + familiarity * 8 + request.rarity[token],
         mixing._SEEN_AFTER + familiarity * 8 + group,
+        mixing._HABIT + 2 * (token % mixing._HABITS) + (found.seen_after[token][0] > 0),
         mixing._CONFIDENCE + step(found.chances[token]),
     ]
 

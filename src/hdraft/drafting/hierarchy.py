@@ -30,6 +30,7 @@ from hdraft.drafting.tree import DraftTree, Source
 
 _SOURCES = np.array([Source.CONTEXT, Source.MODEL, Source.MODEL, Source.STATISTICS], np.uint8)
 _LEAST = 1e-3  # no node is drafted below this probability
+_DEEPER = 0.97  # of each level after the first: a tree's likeliest paths are those that are overestimated
 _CONTEXTS = 2**14  # of D_m and D_s, kept for a request
 _TOKEN, _PARENT, _DEPTH, _LEVEL, _LIMITS = range(5)  # the columns of `Growth.node`
 _NO_IDS = np.empty(0, np.int32)
@@ -96,7 +97,7 @@ def grow(
             if nodes + waiting == len(growth.slot):
                 cutoff = max(cutoff, growth.probability[nodes + waiting - 1])
             for i in range(mixing.mix(databases, matches, nodes, weights, 2.5 * cutoff / probability, mixture)):
-                reached = probability * mixture.probability[i]
+                reached = probability * mixture.probability[i] * (_DEEPER if depth else 1.0)
                 if reached >= cutoff and 0 <= mixture.token[i] < vocab_size:
                     slot, waiting = _offer(growth, nodes, waiting, reached)
                     if slot >= 0:

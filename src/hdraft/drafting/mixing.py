@@ -15,6 +15,7 @@ each token's probability by factors, and what no match foresaw by factors of its
     agreement    for each database, the longest match that the token was seen after, beside the longest there is
     familiarity  how often and how recently the request's text has the token, beside how rare it is in general text,
                  and beside the longest match that it was seen after
+    habit        the token itself, and whether the request's text has it after this context
     confidence   the interpolated probability itself, in some forty steps
 
 This is a log-linear model, fitted by gradient ascent on the log-likelihood of every emitted token, with each factor's
@@ -48,13 +49,15 @@ _LARGEST = 1000.0  # a factor stays below, and above its inverse
 
 _LENGTHS = CONTEXT_LENGTH + 1
 _BEFORE, _AFTER, _UNLIKELY = 0, 1, 2  # what `rest` holds
-_CELLS = LEVELS + 3  # factors of a token
+_CELLS = LEVELS + 4  # factors of a token
 _AGES = 13
 _FAMILIAR = _COUNTS * _AGES
+_HABITS = 2**13  # tokens share a factor of habit with those of the same remainder
 _STEPS = 48
 _FAMILIARITY = LEVELS * _LENGTHS * _LENGTHS  # where each group of factors begins
 _SEEN_AFTER = _FAMILIARITY + _FAMILIAR * 8
-_CONFIDENCE = _SEEN_AFTER + _FAMILIAR * 8
+_HABIT = _SEEN_AFTER + _FAMILIAR * 8
+_CONFIDENCE = _HABIT + 2 * _HABITS
 _ESCAPE = _CONFIDENCE + _STEPS
 _REST = _ESCAPE + LEVELS * _LENGTHS * _COUNTS
 _FACTORS = _REST + _STEPS
@@ -276,8 +279,9 @@ def _correct(databases: Databases, factor: npt.NDArray[np.float64], mixture: Mix
         rarity = np.int64(databases.rarity[token]) if 0 <= token < len(databases.rarity) else 7
         cell[LEVELS] = _FAMILIARITY + familiarity + rarity
         cell[LEVELS + 1] = _SEEN_AFTER + familiarity + _group(longest)
+        cell[LEVELS + 2] = _HABIT + 2 * (token & (_HABITS - 1)) + (1 if mixture.seen_after[i, 0] else 0)
         probability = mixture.probability[i]
-        cell[LEVELS + 2] = _CONFIDENCE + _step(probability)
+        cell[LEVELS + 3] = _CONFIDENCE + _step(probability)
         for k in range(_CELLS):
             probability *= factor[cell[k]]
         mixture.probability[i] = probability
