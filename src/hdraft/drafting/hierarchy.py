@@ -302,10 +302,19 @@ class HierarchySession:
         self._reserve(SUFFIX_LENGTH)
         self._advance(prompt[-SUFFIX_LENGTH:], learn=False)
 
-    def propose(self, budget: int, max_depth: int = UNLIMITED) -> DraftTree:
-        """Draft at most `budget` nodes, likeliest first; with costs, no more than are worth their place."""
+    @property
+    def match_length(self) -> int:
+        """How many of the text's last tokens a database holds in this order too, as of the last tree."""
+        return int(self._matches.longest[0].max())
+
+    def propose(self, budget: int, max_depth: int = UNLIMITED, price: float = 0.0) -> DraftTree:
+        """Draft at most `budget` nodes, likeliest first, and no more than are worth their place.
+
+        Without costs, a place costs `price`, in tokens.
+        """
         self._drafted = 0
-        prices = np.zeros(max(budget, 0) + 1) if self._rule is None else self._rule.prices(max(budget, 0))
+        budget = max(budget, 0)
+        prices = price * np.arange(budget + 1.0) if self._rule is None else self._rule.prices(budget)
         room = len(prices) - 1
         if room == 0 or max_depth < 1:
             return DraftTree.empty()
