@@ -134,9 +134,7 @@ def time_results(steps: dict[str, Any], scaling: dict[str, Any]) -> str:
         ]
         for row in scaling["statistics"]
     ]
-    texts = [
-        [f"{row['tokens']:,}", f"{row['start_milliseconds']:.2f}", *times(row)] for row in scaling["contexts"]
-    ]
+    texts = [[f"{row['tokens']:,}", f"{row['start_milliseconds']:.2f}", *times(row)] for row in scaling["contexts"]]
     return "\n".join(
         [
             f"One thread of {steps['machine']['processor']!r}.",

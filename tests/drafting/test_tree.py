@@ -59,9 +59,7 @@ def test_the_best_chain_follows_the_likeliest_path_as_far_as_asked() -> None:
 
 
 @given(sequences, st.integers(0, 5), st.floats(0, 1), st.integers(0, 2**32 - 1))
-def test_the_best_chain_is_worth_as_much_as_any_path(
-    drafts: list[list[int]], k: int, price: float, seed: int
-) -> None:
+def test_the_best_chain_is_worth_as_much_as_any_path(drafts: list[list[int]], k: int, price: float, seed: int) -> None:
     tree = DraftTree.from_sequences(drafts)
     tree.probabilities[:] = np.random.default_rng(seed).random(len(tree))
     chain = tree.best_chain(k, price)

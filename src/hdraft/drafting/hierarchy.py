@@ -236,6 +236,16 @@ class HierarchyDrafter:
         drafter._experience = self._experience
         return drafter
 
+    def warm_up(self) -> None:
+        """Run all kernels once, so that no request waits for the compiler; nothing of it is kept."""
+        session = self.session([0] * 16)
+        session.extend([0] * 512)  # D_c grows
+        session.propose(2).best_chain(2)
+        session._forget()
+        database = ModelDatabase(self.vocab_size, capacity=8)
+        for _ in range(4):
+            database.learn([0, 0, 0])
+
     def _arrays(self) -> tuple[SuffixArray, SuffixArray, SuffixArray]:
         learned, stored, statistics = self._nothing, self._nothing, self._nothing
         if self.model_database is not None:

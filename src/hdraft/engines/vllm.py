@@ -31,10 +31,10 @@ from hdraft.drafting.statistics import StatisticsDatabase
 
 _log = logging.getLogger("vllm.hdraft")  # where vLLM's own handlers print it
 
-_DOUBLED = 64  # a step over so many tokens more takes about twice the time of one over a single token
 _PATIENCE = 16  # calls that a request may be absent, as one is that the scheduler had no room for
-_TRIAL = 8  # steps that drafting, or not drafting, is tried for
-_RARELY = 512  # steps between trials, at most
+_FORGET = 0.98  # of a rate, from one step to the next
+_TRIAL = 8  # steps that drafting is tried for, before it rests for …
+_REST = 256  # … so many
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -117,40 +117,90 @@ class _Request:
             self.session = None
 
 
-class _Payoff:
-    """Whether drafting pays, for batches of about one size: by the clock, everything counted.
+@dataclasses.dataclass(slots=True)
+class _Call:
+    """What a call of `propose` leaves for the next: int64[rows] `lengths`, and what drafting took and gave."""
 
-    What is done is done for a while; then the other is tried for a few steps, and the faster one goes on.
+    lengths: npt.NDArray[np.int64]
+    drafting: bool = False
+    began: bool = False  # whether a session did
+    drafted: int = 0
+    seconds: float = 0.0
+    end: float = 0.0
+
+
+class _Load:
+    """What a draft token costs and what drafting brings, as the last steps tell.
+
+    A step over n tokens takes about a + b n seconds. Tokens that are emitted at a rate of rho a second are worth
+    1 / rho seconds each, so a draft token is worth its place while its probability exceeds rho b. Until b is known, a
+    step over 64 tokens more counts as twice as long. Drafting as a whole pays while what was accepted is worth more
+    than the place that it took and the time that finding it took; where it is not, it rests, and is tried again later.
+    Both are kept for batches of about one size.
     """
 
     def __init__(self) -> None:
-        self.drafting = True
-        self._best = True
-        self._interval, self._left = 2 * _TRIAL, 2 * _TRIAL
-        self._steps: dict[bool, deque[tuple[float, float]]] = {
-            drafting: deque(maxlen=2 * _TRIAL) for drafting in (True, False)
-        }
+        self._steps: deque[tuple[int, float]] = deque(maxlen=256)  # tokens that each step was over, its seconds
+        self._slope = 0.0  # b; 0 while it is unknown
+        self._batches: dict[int, _Batch] = {}  # by the size of the batch, in powers of two
 
-    def record(self, tokens: float, seconds: float) -> None:
-        """Take in a step that emitted so many tokens a row."""
-        self._steps[self.drafting].append((tokens, seconds))
-        self._left -= 1
-        if self._left > 0:
-            return
-        if self.drafting == self._best:  # now the other
-            self.drafting = not self._best
-            self._left = _TRIAL
-            self._steps[self.drafting].clear()
-            return
-        changed = self._speed(self.drafting) > self._speed(self._best)
-        self._best ^= changed
-        self.drafting = self._best
-        self._interval = 2 * _TRIAL if changed else min(2 * self._interval, _RARELY)
-        self._left = self._interval
+    def batch(self, rows: int) -> "_Batch":
+        """What is kept for batches of about this size."""
+        return self._batches.setdefault((rows - 1).bit_length(), _Batch())
 
-    def _speed(self, drafting: bool) -> float:
-        steps = self._steps[drafting]
-        return sum(tokens for tokens, _ in steps) / len(steps) / median(seconds for _, seconds in steps)
+    def price(self, rows: int) -> float:
+        """The probability from which on a draft token is worth its place, for a batch of so many rows."""
+        rate = self.batch(rows).rate
+        return min(self._slope * rate, 1.0) if self._slope and rate else rows / (rows + 64)
+
+    def record(self, rows: int, drafted: int, emitted: int, seconds: float, drafting: float | None) -> None:
+        """Take in a step: the tokens drafted and emitted, its seconds, and those of `drafting`, if that was done."""
+        self._steps.append((rows + drafted, seconds))
+        if len(self._steps) % 16 == 0:
+            self._fit()
+        batch = self.batch(rows)
+        batch.emitted(emitted, seconds + (drafting or 0.0))
+        if drafting is not None:
+            batch.gained((emitted - rows) / batch.rate - self._slope * drafted - drafting)
+
+    def _fit(self) -> None:
+        """Tukey's line: through the medians of the third of the steps over the fewest tokens and that over the most."""
+        steps = sorted(self._steps)
+        third = len(steps) // 3
+        (low, soon), (high, late) = (map(median, zip(*part, strict=True)) for part in (steps[:third], steps[-third:]))
+        if high > low:
+            self._slope = min(max((late - soon) / (high - low), soon / low / 1024), soon / low)
+
+
+class _Batch:
+    """Rates for batches of about one size, older steps counting less."""
+
+    def __init__(self) -> None:
+        self._tokens, self._seconds = 0.0, 0.0
+        self._gain, self._tried, self._rest = 0.0, 0, 0
+
+    @property
+    def rate(self) -> float:
+        """Rho: tokens emitted a second; 0 before the first step."""
+        return self._tokens / self._seconds if self._seconds else 0.0
+
+    def emitted(self, tokens: int, seconds: float) -> None:
+        """Take in what a step emitted, and how long it took."""
+        self._tokens = _FORGET * self._tokens + tokens
+        self._seconds = _FORGET * self._seconds + seconds
+
+    def gained(self, seconds: float) -> None:
+        """Take in what drafting for a step was worth."""
+        self._gain = _FORGET * self._gain + seconds
+        self._tried += 1
+        if self._tried >= _TRIAL and self._gain < 0:
+            self._gain, self._tried, self._rest = 0.0, 0, _REST
+
+    def drafts(self) -> bool:
+        """Whether to draft in this step."""
+        if self._rest:
+            self._rest -= 1
+        return not self._rest
 
 
 class HierarchyProposer:
@@ -170,15 +220,14 @@ class HierarchyProposer:
         self._max_length = int(vllm_config.model_config.max_model_len)
         self._requests: list[_Request | None] = []  # by row
         self._absent: list[_Request] = []
-        self._payoffs: dict[int, _Payoff] = {}  # by the size of the batch, in powers of two
-        self._lengths = np.zeros(0, np.int64)  # of the rows at the last call …
-        self._called = 0.0  # … and when that was
+        self._load = _Load()
+        self._last = _Call(np.zeros(0, np.int64))
         self._failed = False
         parallel = vllm_config.parallel_config
         self._heard = parallel.rank % parallel.tensor_parallel_size == 0  # vLLM takes one rank's drafts
         if self._heard:
             self._drafter = _open(self._settings, vllm_config.model_config)
-            _compile(self._drafter, self._longest)
+            self._drafter.warm_up()
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """There is none."""
@@ -199,43 +248,50 @@ class HierarchyProposer:
             slot_mappings: of no use here.
         """
         rows = len(sampled_token_ids)
+        drafts: list[list[int]] = [[] for _ in range(rows)]
         if self._heard:
             try:
-                return self._propose(sampled_token_ids, num_tokens_no_spec[:rows], token_ids_cpu[:rows])
+                self._propose(sampled_token_ids, num_tokens_no_spec[:rows], token_ids_cpu[:rows], drafts)
             except Exception:
                 self._report()
                 self._requests, self._absent = [], []
-        return [[] for _ in range(rows)]
+        return drafts
 
     def _propose(
         self,
         sampled_token_ids: Sequence[Sequence[int]],
         lengths: npt.NDArray[np.int32],
         token_ids: npt.NDArray[np.int32],
-    ) -> list[list[int]]:
-        rows = len(lengths)
-        drafting = self._pays(sampled_token_ids, lengths)
+        drafts: list[list[int]],
+    ) -> None:
+        start, rows = time.perf_counter(), len(lengths)
+        self._measure(sampled_token_ids, lengths, start)
+        drafting = 1 <= rows <= self._settings.max_batch and self._load.batch(rows).drafts()
+        self._last = _Call(lengths.astype(np.int64), drafting)
         if drafting or self._settings.learn:
             self._follow(sampled_token_ids, lengths, token_ids)
         else:
             self._end([*filter(None, self._requests), *self._absent])
             self._requests, self._absent = [None] * rows, []
-        price = rows / (rows + _DOUBLED)
-        return [[] if each is None else self._draft(each, price, drafting) for each in self._requests]
+        price = self._load.price(rows)
+        for row, request in enumerate(self._requests):
+            if request is None:
+                continue
+            if drafting:
+                drafts[row] = self._draft(request, price)
+            else:
+                request.rest()
+        self._last.drafted = sum(map(len, drafts))
+        self._last.end = time.perf_counter()
+        self._last.seconds = self._last.end - start
 
-    def _pays(self, sampled_token_ids: Sequence[Sequence[int]], lengths: npt.NDArray[np.int32]) -> bool:
-        """Whether to draft; measures the step that ends here, if all it did was to decode the rows of the last call."""
-        now, rows = time.perf_counter(), len(lengths)
+    def _measure(self, sampled_token_ids: Sequence[Sequence[int]], lengths: npt.NDArray[np.int32], now: float) -> None:
+        """Take the time of the step that ends here, if all that it did was to decode the rows of the last call."""
+        last, rows = self._last, len(lengths)
         emitted = np.fromiter(map(len, sampled_token_ids), np.int64, rows)
-        same = len(self._lengths) == rows and emitted.all() and np.array_equal(self._lengths + emitted, lengths)
-        seconds = now - self._called
-        self._lengths, self._called = lengths.astype(np.int64), now
-        if not 1 <= rows <= self._settings.max_batch:
-            return False
-        payoff = self._payoffs.setdefault((rows - 1).bit_length(), _Payoff())
-        if same:
-            payoff.record(float(emitted.mean()), seconds)
-        return payoff.drafting
+        if rows and len(last.lengths) == rows and emitted.all() and np.array_equal(last.lengths + emitted, lengths):
+            drafting = last.seconds if last.drafting and not last.began else None
+            self._load.record(rows, last.drafted, int(emitted.sum()), now - last.end, drafting)
 
     def _follow(
         self,
@@ -274,15 +330,15 @@ class HierarchyProposer:
         for row in new:
             self._requests[row] = _Request(token_ids[row, : lengths[row]], len(sampled_token_ids[row]))
 
-    def _draft(self, request: _Request, price: float, drafting: bool) -> list[int]:
+    def _draft(self, request: _Request, price: float) -> list[int]:
         """The chain for a row: the best path of a tree that is twice as large."""
+        if request.failed:
+            return []
         length = min(self._longest, self._max_length - request.length - 1)
         try:
-            if not drafting or request.failed:
-                request.rest()
-                return []
             if request.session is None:
                 request.session = self._drafter.session(request.known)
+                self._last.began = True
             else:
                 request.session.extend(request.known[request.drafted_for :])
             request.drafted_for = request.length
@@ -339,17 +395,3 @@ def _tokenizer(model_config: Any) -> Any:
     except (OSError, ValueError) as error:
         _log.warning("hdraft cannot tell whether its databases are of the model's tokenizer: %s", error)
         return None
-
-
-def _compile(drafter: HierarchyDrafter, longest: int) -> None:
-    """Run everything once, so that no request waits for the compiler; nothing of it is kept."""
-    session = drafter.session([0, 1, 0, 1, 0, 1])
-    for _ in range(2):
-        session.propose(2 * longest, longest).best_chain(longest)
-        session.extend([0])
-    database = ModelDatabase(drafter.vocab_size, capacity=8)
-    for _ in range(8):
-        database.learn([0, 1, 0])
-    scratch = HierarchyDrafter(drafter.vocab_size, database).session([0, 1])
-    scratch.extend([0])
-    scratch.close()
