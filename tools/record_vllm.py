@@ -13,6 +13,7 @@ where `tokens` is how many of the row's tokens were there before those sampled; 
 """
 
 import gzip
+import importlib
 import json
 import os
 from pathlib import Path
@@ -22,7 +23,6 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine within this pro
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 import numpy as np
-from vllm import LLM, SamplingParams
 
 from hdraft.demo import MODEL, MODEL_DATABASE, PROMPTS
 
@@ -56,7 +56,8 @@ class Recorder:
 
 def main() -> None:
     """Run, and write the file."""
-    llm = LLM(
+    vllm: Any = importlib.import_module("vllm")
+    llm = vllm.LLM(
         str(MODEL),
         dtype="float32",
         max_model_len=MAX_MODEL_LEN,
@@ -83,7 +84,7 @@ def main() -> None:
             text = prompts[int(rng.integers(len(prompts)))]
             tokens = 400 if step % 5 == 0 else int(rng.integers(4, 90))
             text = text[: len(text) // int(rng.integers(1, 5))]
-            engine.add_request(f"request-{step}", text, SamplingParams(temperature=0, max_tokens=tokens))
+            engine.add_request(f"request-{step}", text, vllm.SamplingParams(temperature=0, max_tokens=tokens))
         running = list(runner.input_batch.req_ids)
         if step % 40 == 39 and running:
             engine.abort_request([running[int(rng.integers(len(running)))]])

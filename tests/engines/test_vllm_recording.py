@@ -18,7 +18,7 @@ def test_each_request_is_followed_through_vllms_own_calls_and_none_takes_another
     proposer = HierarchyProposer(vllm_config(8192, max_model_len=length))
     proposer._measure = lambda *_: None  # type: ignore[method-assign]
     tokens, lengths = np.zeros((8, length), np.int32), np.zeros(8, np.int32)
-    known: dict[int, tuple[int, int, int]] = {}  # request -> its tokens, the call, what follows it
+    known: dict[int, tuple[int, int, int, int]] = {}  # request: its tokens, in which call and row, what followed it
     owner: dict[int, int] = {}
     kept: list[Any] = []  # so that no id is used twice
     moved = skipped = absent = accepted = 0
@@ -42,17 +42,16 @@ def test_each_request_is_followed_through_vllms_own_calls_and_none_takes_another
             assert context.trie.text[: len(context)].tolist() == texts[request][: lengths[row]]
             assert owner.setdefault(id(follower), request) == request
             kept.append(follower)
-            tokens_known, when, same = known.get(request, (before, number - 1, id(follower)))
-            if tokens_known != before:
-                skipped += 1
-            elif when != number - 1:
-                absent += 1
-            else:
-                assert same == id(follower), "a request in the batch of two calls in a row keeps its session"
-                moved += request in known and request not in [
-                    each for each, _ in RECORDING["calls"][when]["rows"][row:][:1]
-                ]
-            known[request] = (before + len(sampled), number, id(follower))
+            if request in known:
+                tokens_known, when, where, same = known[request]
+                if tokens_known != before:
+                    skipped += 1
+                elif when != number - 1:
+                    absent += 1
+                else:
+                    assert same == id(follower), "a request in the batch of two calls in a row keeps its session"
+                    moved += where != row
+            known[request] = (before + len(sampled), number, row, id(follower))
             for token, expected in zip(draft, texts[request][lengths[row] :], strict=False):
                 if token != expected:
                     break
