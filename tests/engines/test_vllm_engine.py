@@ -28,6 +28,7 @@ SCHEMA = {
     "required": ["size", "cups"],
     "additionalProperties": False,
 }
+GRAMMARS = {"backend": "xgrammar", "disable_any_whitespace": True}  # a model this small would write nothing else
 # A started engine inherits nothing that this process has imported.
 os.environ |= {"VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn", "VLLM_CPU_KVCACHE_SPACE": "1"}
 
@@ -46,6 +47,7 @@ def generate(dtype: str, **engine: Any) -> tuple[list[list[int]], list[str], dic
         max_num_seqs=8,
         enforce_eager=True,
         disable_log_stats=False,
+        structured_outputs_config=GRAMMARS,
         **engine,
     )
     outputs = llm.generate(prompts(64), vllm.SamplingParams(temperature=0, max_tokens=96), use_tqdm=False)
@@ -119,15 +121,26 @@ def test_bad_settings_keep_the_engine_from_starting(
     assert reason in "".join(capfd.readouterr())
 
 
+# The command `vllm`, which asks for the version of a distribution of that name: here it is called vllm-cpu.
+VLLM = """
+from importlib import metadata
+version = metadata.version
+metadata.version = lambda name: version("vllm-cpu") + "+cpu" if name == "vllm" else version(name)
+from vllm.entrypoints.cli.main import main
+main()
+"""
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`vllm serve`, as its users start it; yields its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [Path(sys.executable).with_name("vllm"), "serve", MODEL, "--port", port, "--dtype", "float32"]
+    command = [sys.executable, "-c", VLLM, "serve", MODEL, "--port", port, "--dtype", "float32"]
     command += ["--max-model-len", 1024, "--max-num-seqs", 16, "--enforce-eager", "--served-model-name", "embedded"]
     command += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    command += ["--structured-outputs-config", json.dumps(GRAMMARS)]
     command += ["--speculative-config", json.dumps(SPECULATIVE), "--additional-config", json.dumps(SETTINGS)]
     log = tmp_path_factory.mktemp("server") / "log"
     with log.open("w") as file:
