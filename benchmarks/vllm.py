@@ -5,7 +5,8 @@
 The embedded model on this machine's processor, in the environment of `make test-vllm`. Each method has an engine in a
 process of its own, all live at once, and the rounds alternate between them, so that what the machine does beside them
 touches all alike. Throughputs are ratios within a round, and a figure is the median over the rounds. Suffix decoding
-runs where arctic-inference is installed. The first round is not counted.
+runs where arctic-inference is installed. The first round is not counted. Every round has the same prompts, so what
+learns from outputs, suffix decoding and "hdraft learning", has seen their like.
 """
 
 import argparse
@@ -26,6 +27,11 @@ from hdraft.demo import MODEL, MODEL_DATABASE, PROMPTS
 from hdraft.evaluation.machine import machine
 
 TOKENS = 8
+HDRAFT = {
+    "method": "custom_class",
+    "model": "hdraft.engines.vllm.HierarchyProposer",
+    "num_speculative_tokens": TOKENS,
+}
 METHODS: dict[str, dict[str, Any] | None] = {
     "none": None,
     "ngram": {"method": "ngram", "num_speculative_tokens": TOKENS},
@@ -36,13 +42,10 @@ METHODS: dict[str, dict[str, Any] | None] = {
         "prompt_lookup_max": 5,
     },
     "suffix": {"method": "suffix", "num_speculative_tokens": TOKENS},
-    "hdraft": {
-        "method": "custom_class",
-        "model": "hdraft.engines.vllm.HierarchyProposer",
-        "num_speculative_tokens": TOKENS,
-    },
+    "hdraft": HDRAFT,
+    "hdraft learning": HDRAFT,
 }
-REQUESTS = {1: 8, 8: 64, 32: 128}  # by concurrency
+REQUESTS = {1: 8, 8: 64, 32: 64}  # by concurrency
 
 
 def prompts(count: int) -> list[str]:
@@ -66,7 +69,7 @@ def serve(connection: Connection, method: str, dtype: str, new_tokens: int) -> N
         enable_prefix_caching=False,
         num_gpu_blocks_override=400,
         speculative_config=METHODS[method],
-        additional_config={"hdraft": {"model_database": str(MODEL_DATABASE)}},
+        additional_config={"hdraft": {"model_database": str(MODEL_DATABASE), "learn": method == "hdraft learning"}},
     )
     engine: Any = llm.llm_engine
     runner = engine.model_executor.driver_worker.worker.model_runner
@@ -116,7 +119,7 @@ def serve(connection: Connection, method: str, dtype: str, new_tokens: int) -> N
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description="vLLM without speculation, with ngram, with suffix and with hdraft.")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--new-tokens", type=int, default=96)
     parser.add_argument("--concurrency", type=int, nargs="+", default=list(REQUESTS), choices=list(REQUESTS))

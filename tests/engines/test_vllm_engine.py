@@ -188,7 +188,10 @@ def test_streaming_and_concurrent_clients_of_vllm_serve_have_the_same_text(serve
 def test_tool_calls_and_json_schemas_come_out_valid(server: str) -> None:
     api = client(server)
     question = [{"role": "user", "content": "I would like two small cups of coffee."}]
-    tool = {"type": "function", "function": {"name": "order", "description": "Order coffee.", "parameters": SCHEMA}}
+    tool = {
+        "type": "function",
+        "function": {"name": "order", "description": "Order coffee.", "parameters": SCHEMA, "strict": True},
+    }
     choice = {"type": "function", "function": {"name": "order"}}
     answer = api.chat.completions.create(
         model="embedded", messages=question, tools=[tool], tool_choice=choice, temperature=0, max_tokens=60
