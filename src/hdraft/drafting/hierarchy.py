@@ -345,6 +345,8 @@ class HierarchySession:
         )
         n = self._drafter._step(arguments)(*arguments)
         self._drafted = n
+        if n == 0:
+            return DraftTree.empty()
         token, parent, depth, level, _ = np.ascontiguousarray(growth.node[growth.slot[:n]].T)
         return DraftTree(token, parent, _SOURCES[level], growth.probability[:n], depth)
 

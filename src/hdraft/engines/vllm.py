@@ -100,7 +100,7 @@ class _Request:
 
     def goes_on_after(self, ids: npt.NDArray[np.int32]) -> bool:
         """Whether it was known by exactly these tokens."""
-        return len(ids) == self.length and bool(np.array_equal(ids, self.known))
+        return len(ids) == self.length and bool((ids == self.known).all())
 
     def extend(self, sampled: Sequence[int]) -> None:
         """Take in the tokens that a step emitted."""
@@ -343,7 +343,7 @@ class HierarchyProposer:
                 request.session.extend(request.known[request.drafted_for :])
             request.drafted_for = request.length
             tree = request.session.propose(2 * length, length, price)
-            if request.session.match_length < self._settings.min_match:
+            if not len(tree) or request.session.match_length < self._settings.min_match:
                 return []
             chain: list[int] = tree.best_chain(length, price).tokens.tolist()
         except Exception:
