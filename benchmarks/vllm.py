@@ -158,10 +158,10 @@ def main() -> None:
     for engine in engines.values():
         engine.send(0)
     if arguments.json:
-        threads = os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "all")
+        cores = os.environ.get("VLLM_CPU_OMP_THREADS_BIND")  # vLLM's: which ones, None for all
         settings = {"dtype": arguments.dtype, "rounds": arguments.rounds, "new_tokens": arguments.new_tokens}
         result = {
-            "machine": machine() | {"vllm-cpu": version("vllm-cpu"), "cores_used": threads},
+            "machine": machine() | {"vllm-cpu": version("vllm-cpu"), "VLLM_CPU_OMP_THREADS_BIND": cores},
             "settings": settings | {"num_speculative_tokens": TOKENS, "requests": REQUESTS},
             "concurrency": concurrencies,
         }
