@@ -204,7 +204,7 @@ def test_tool_calls_and_json_schemas_come_out_valid(server: str) -> None:
     [call] = answer.choices[0].message.tool_calls
     assert call.function.name == "order"
     json.loads(call.function.arguments)  # what is in it, a model this small does not care
-    schema = {"type": "json_schema", "json_schema": {"name": "order", "schema": SCHEMA}}
+    schema = {"type": "json_schema", "json_schema": {"name": "order", "schema": SCHEMA, "strict": True}}
     answer = api.chat.completions.create(
         model="embedded", messages=question, response_format=schema, temperature=0, max_tokens=60
     )
