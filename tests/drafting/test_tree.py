@@ -47,7 +47,7 @@ def test_a_node_sees_its_ancestors_and_itself(drafts: list[list[int]]) -> None:
         assert set(np.flatnonzero(mask[node]).tolist()) == seen
 
 
-def test_the_best_chain_follows_the_likeliest_child_as_far_as_asked() -> None:
+def test_the_best_chain_follows_the_likeliest_path_as_far_as_asked() -> None:
     tree = DraftTree([5, 6, 7, 8], [-1, -1, 1, 1], probabilities=[0.4, 0.5, 0.1, 0.3], sources=[0, 1, 2, 1])
     chain = tree.best_chain(2)
     assert chain.tokens.tolist() == [6, 8]
@@ -56,6 +56,23 @@ def test_the_best_chain_follows_the_likeliest_child_as_far_as_asked() -> None:
     assert chain.sources.tolist() == [1, 1]
     assert tree.best_chain(1).tokens.tolist() == [6]
     assert len(tree.best_chain(0)) == 0
+
+
+@given(sequences, st.integers(0, 5), st.floats(0, 1), st.integers(0, 2**32 - 1))
+def test_the_best_chain_is_worth_as_much_as_any_path(drafts: list[list[int]], k: int, price: float, seed: int) -> None:
+    tree = DraftTree.from_sequences(drafts)
+    tree.probabilities[:] = np.random.default_rng(seed).random(len(tree))
+    chain = tree.best_chain(k, price)
+    worth = [0.0]
+    for node in range(len(tree)):
+        path = [node]
+        while tree.parents[path[-1]] >= 0:
+            path.append(int(tree.parents[path[-1]]))
+        if len(path) <= k:
+            worth.append(float(tree.probabilities[path].sum()) - price * len(path))
+    assert float(chain.probabilities.sum()) - price * len(chain) == pytest.approx(max(worth), abs=1e-5)
+    chain.check(4, k, k)
+    assert not len(chain) or tuple(chain.tokens.tolist()) in paths(tree)
 
 
 def test_a_shared_token_keeps_the_source_of_the_first_sequence() -> None:

@@ -237,6 +237,16 @@ class HierarchyDrafter:
         drafter._experience = self._experience
         return drafter
 
+    def warm_up(self) -> None:
+        """Run all kernels once, so that no request waits for the compiler; nothing of it is kept."""
+        session = self.session([0] * 16)
+        session.extend([0] * 512)  # D_c grows
+        session.propose(2).best_chain(2)
+        session._forget()
+        database = ModelDatabase(self.vocab_size, capacity=8)
+        for _ in range(4):
+            database.learn([0, 0, 0])
+
     def _arrays(self) -> tuple[SuffixArray, SuffixArray, SuffixArray]:
         learned, stored, statistics = self._nothing, self._nothing, self._nothing
         if self.model_database is not None:
@@ -303,10 +313,19 @@ class HierarchySession:
         self._reserve(SUFFIX_LENGTH)
         self._advance(prompt[-SUFFIX_LENGTH:], learn=False)
 
-    def propose(self, budget: int, max_depth: int = UNLIMITED) -> DraftTree:
-        """Draft at most `budget` nodes, likeliest first; with costs, no more than are worth their place."""
+    @property
+    def match_length(self) -> int:
+        """How many of the text's last tokens a database holds in this order too, as of the last tree."""
+        return int(self._matches.longest[0].max())
+
+    def propose(self, budget: int, max_depth: int = UNLIMITED, price: float = 0.0) -> DraftTree:
+        """Draft at most `budget` nodes, likeliest first, and no more than are worth their place.
+
+        Without costs, a place costs `price`, in tokens.
+        """
         self._drafted = 0
-        prices = np.zeros(max(budget, 0) + 1) if self._rule is None else self._rule.prices(max(budget, 0))
+        budget = max(budget, 0)
+        prices = price * np.arange(budget + 1.0) if self._rule is None else self._rule.prices(budget)
         room = len(prices) - 1
         if room == 0 or max_depth < 1:
             return DraftTree.empty()
@@ -327,6 +346,8 @@ class HierarchySession:
         )
         n = self._drafter._step(arguments)(*arguments)
         self._drafted = n
+        if n == 0:
+            return DraftTree.empty()
         token, parent, depth, level, _ = np.ascontiguousarray(growth.node[growth.slot[:n]].T)
         return DraftTree(token, parent, _SOURCES[level], growth.probability[:n], depth)
 

@@ -50,6 +50,24 @@ def _first_fault(
     return -1
 
 
+@kernel
+def _end_of_best_path(
+    parents: npt.NDArray[np.int32],
+    depths: npt.NDArray[np.int32],
+    probabilities: npt.NDArray[np.float32],
+    k: int,
+    price: float,
+    worth: npt.NDArray[np.float64],
+) -> int:
+    """The last node of the path that is worth most, at most `k` nodes long; -1 if none is worth anything."""
+    best, end = 0.0, -1
+    for node in range(len(parents)):
+        worth[node] = probabilities[node] - price + (worth[parents[node]] if parents[node] >= 0 else 0.0)
+        if depths[node] <= k and worth[node] > best:
+            best, end = worth[node], node
+    return end
+
+
 class DraftTree:
     """A trie of n draft tokens as flat arrays, parents before children, siblings distinct.
 
@@ -168,20 +186,23 @@ class DraftTree:
         found = np.flatnonzero((self.parents == parent) & (self.tokens == token))
         return int(found[0]) if len(found) else -1
 
-    def best_chain(self, k: int) -> "DraftTree":
-        """The likeliest path, at most `k` tokens long, for engines that verify a single sequence.
+    def best_chain(self, k: int, price: float = 0.0) -> "DraftTree":
+        """The path, at most `k` tokens long, that is worth most, for engines that verify a single sequence.
 
-        From the root down, the child with the highest probability (the earliest among equals) is taken.
+        A path is worth the tokens that it is expected to gain, the sum of its probabilities, less `price` for each of
+        its own; the earliest among equals is taken, and none where none is worth anything. That is not always where
+        the likeliest first token leads:
+
+        >>> tree = DraftTree([5, 6, 7], [-1, -1, 1], probabilities=[0.5, 0.4, 0.4])
+        >>> [tree.best_chain(k).tokens.tolist() for k in (1, 2)], len(tree.best_chain(2, price=0.5))
+        ([[5], [6, 7]], 0)
         """
         path: list[int] = []
-        parent = -1
-        while len(path) < k:
-            children = np.flatnonzero(self.parents == parent)
-            if not len(children):
-                break
-            parent = int(children[np.argmax(self.probabilities[children])])
-            path.append(parent)
-        chain = np.array(path, np.int64)
+        node = _end_of_best_path(self.parents, self.depths, self.probabilities, k, price, np.empty(len(self)))
+        while node >= 0:
+            path.append(node)
+            node = int(self.parents[node])
+        chain = np.array(path[::-1], np.int64)
         return DraftTree(
             self.tokens[chain],
             np.arange(-1, len(path) - 1),

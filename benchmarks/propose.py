@@ -1,0 +1,119 @@
+"""What `propose` of the vLLM adapter costs: traces replayed as the rows of a batch, without vLLM.
+
+    python benchmarks/propose.py TRACE… --vocab-size N [--model-database DIR] [--statistics-database DIR] [--json FILE]
+
+A row takes the next request of the trace as soon as its own has ended. Every step emits what the target would have, so
+the mean accepted tokens are exact; a step's time is that of one call, divided by its rows. Before each call, memory
+as large as the processor's caches is written, as a forward pass does. Drafting never rests here.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from time import perf_counter_ns
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from hdraft.engines.vllm import HierarchyProposer
+from hdraft.evaluation.machine import machine
+from hdraft.evaluation.traces import Request, read_traces
+
+_CACHES = 64 * 2**20  # bytes
+
+
+def vllm_config(vocab_size: int, tokens: int, max_length: int, settings: dict[str, Any]) -> SimpleNamespace:
+    """What the proposer reads of a `VllmConfig`."""
+    model = SimpleNamespace(get_vocab_size=lambda: vocab_size, max_model_len=max_length, skip_tokenizer_init=True)
+    return SimpleNamespace(
+        model_config=model,
+        speculative_config=SimpleNamespace(num_speculative_tokens=tokens),
+        parallel_config=SimpleNamespace(rank=0, tensor_parallel_size=1),
+        additional_config={"hdraft": settings},
+    )
+
+
+def run(trace: list[Request], proposer: HierarchyProposer, rows: int, steps: int) -> dict[str, float]:
+    """Figures over so many calls with `rows` rows, and as many before them that are not counted."""
+    longest = max(len(request.prompt_ids) + len(request.output_ids) for request in trace) + 1
+    tokens, lengths = np.zeros((rows, longest), np.int32), np.zeros(rows, np.int32)
+    outputs: list[Any] = [np.empty(0, np.int32)] * rows  # what is still to be emitted
+    drafts: list[list[int]] = [[] for _ in range(rows)]
+    caches = np.zeros(_CACHES, np.uint8)
+    waiting, emitted, drafted, times = 0, 0, 0, []
+    for step in range(2 * steps):
+        sampled: list[list[int]] = []
+        began = False
+        for row in range(rows):
+            if not len(outputs[row]):
+                request = trace[waiting % len(trace)]
+                waiting, began = waiting + 1, True
+                lengths[row] = len(request.prompt_ids)
+                tokens[row, : lengths[row]] = request.prompt_ids
+                outputs[row], drafts[row] = request.output_ids, []
+            accepted = 0
+            for token, expected in zip(drafts[row], outputs[row][:-1].tolist(), strict=False):
+                if token != expected:
+                    break
+                accepted += 1
+            new = outputs[row][: accepted + 1]
+            tokens[row, lengths[row] : lengths[row] + len(new)] = new
+            lengths[row] += len(new)
+            outputs[row] = outputs[row][len(new) :]
+            sampled.append(new.tolist())
+        caches += 1
+        start = perf_counter_ns()
+        drafts = proposer.propose(sampled, lengths, tokens)
+        if step >= steps:
+            emitted += sum(map(len, sampled))
+            drafted += sum(map(len, drafts))
+            times.append(((perf_counter_ns() - start) / 1000 / rows, began))
+    values = np.array([value for value, _ in times])
+    steady = np.array([value for value, began in times if not began])
+    return {
+        "mat": emitted / steps / rows,
+        "drafted_per_step": drafted / steps / rows,
+        "microseconds_per_row": float(np.median(values)),
+        "microseconds_per_row_no_request_begins": float(np.median(steady)) if len(steady) else float("nan"),
+        "microseconds_per_row_mean": float(values.mean()),
+        "microseconds_per_row_p99": float(np.percentile(values, 99)),
+    }
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description="What `propose` of the vLLM adapter costs.")
+    parser.add_argument("trace", nargs="+", help="traces, .jsonl or .jsonl.gz")
+    parser.add_argument("--vocab-size", type=int, required=True)
+    parser.add_argument("--model-database", metavar="DIR")
+    parser.add_argument("--statistics-database", metavar="DIR")
+    parser.add_argument("--tokens", type=int, default=8, help="num_speculative_tokens")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures there too")
+    arguments = parser.parse_args()
+    databases = {
+        "model_database": arguments.model_database,
+        "statistics_database": arguments.statistics_database,
+    }
+    settings = {name: folder for name, folder in databases.items() if folder is not None}
+    trace = read_traces(arguments.trace)
+    longest = max(len(request.prompt_ids) + len(request.output_ids) for request in trace) + 1
+    figures = {}
+    table = Table("rows", "MAT", "drafted", "µs a row", "no request begins", "mean", "p99")
+    for rows in arguments.rows:
+        proposer = HierarchyProposer(vllm_config(arguments.vocab_size, arguments.tokens, longest + 100, settings))
+        proposer._measure = lambda *_: None  # type: ignore[method-assign]
+        figures[str(rows)] = measured = run(trace, proposer, rows, arguments.steps)
+        table.add_row(str(rows), *(f"{value:.4g}" for value in measured.values()))
+    Console().print(table)
+    if arguments.json:
+        result = {"machine": machine(), "num_speculative_tokens": arguments.tokens, "rows": figures}
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
