@@ -30,7 +30,7 @@ from hdraft.drafting.tree import DraftTree, Source
 
 _SOURCES = np.array([Source.CONTEXT, Source.MODEL, Source.MODEL, Source.STATISTICS], np.uint8)
 _LEAST = 1e-3  # no node is drafted below this probability
-_DEEPER = 0.97  # of each level after the first: a tree's likeliest paths are those that are overestimated
+_DEEPER = 0.985  # of each level after the first: a tree's likeliest paths are those that are overestimated
 _CONTEXTS = 2**14  # of D_m and D_s, kept for a request
 _TOKEN, _PARENT, _DEPTH, _LEVEL, _LIMITS = range(5)  # the columns of `Growth.node`
 _NO_IDS = np.empty(0, np.int32)
