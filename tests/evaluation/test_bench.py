@@ -20,6 +20,7 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
+from hdraft.evaluation import bench as bench_module
 from hdraft.evaluation.answering import Answerer, Setup
 from hdraft.evaluation.bench import bench
 from hdraft.evaluation.methods import OPTIONS, options_of_all
@@ -338,3 +339,26 @@ def test_a_turn_ends_where_the_models_positions_do(small: dict[str, str], tmp_pa
         assert choice["hdraft"]["prompt_tokens"][0] + choice["new_tokens"][0] == 39, "ten less: see `_room`"
     with pytest.raises(ValueError, match=r"question 2 makes a prompt of .* no positions"):
         answerer.answer(Question(2, "qa", ("area " * 60,)), "vanilla")
+
+
+def test_the_order_of_published_leaves_databases_to_the_other_methods() -> None:
+    databases = {"model_database": "D_m", "statistics_database": "D_s"}
+    chosen = options_of_all(["published", "hd"], order="W", **databases)
+    assert [chosen["published"][name] for name in databases] == [None, None]
+    assert [chosen["hd"][name] for name in databases] == ["D_m", "D_s"]
+
+
+def test_settings_name_the_accelerator_and_threads_that_are_used(
+    small: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"a GPU ({device})")
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+
+    def machine_of(device: str, num_workers: int) -> dict[str, Any]:
+        settings = bench_module._settings(setup(small, "vanilla", device=device), Path(small["questions"]), num_workers)
+        return dict(settings["machine"])
+
+    names = {device: machine_of(device, 1)["accelerator"] for device in ("cpu", "auto", "cuda:1")}
+    assert names == {"cpu": None, "auto": "a GPU (None)", "cuda:1": "a GPU (cuda:1)"}
+    assert machine_of("cpu", 4)["threads"] == 2
