@@ -89,19 +89,23 @@ def draft_and_verify(
             choice.read(logits[: 1 + len(tree)])
             forwarded = perf_counter()
             tokens, nodes, finished = verify(tree, choice, streamer)
-            target.keep(nodes[: len(tokens) - 1])
             verified = perf_counter()
+            target.keep(nodes[: len(tokens) - 1])
+            kept = perf_counter()
             ngrams = None
             if branch is not None and len(window):
                 ngrams = branch.advance(most_likely(logits[-len(branch.rows[-1]) :]), tokens[-1])
             if session is not None:
                 session.extend(tokens, ngrams)
-            statistics.seconds_drafting += drafted - started + perf_counter() - verified
+            statistics.seconds_drafting += drafted - started + perf_counter() - kept
             text, length = np.array(tokens[-1:]), length + len(tokens)
 
             sources = [Source(source) for source in tree.sources[nodes].tolist()]
             statistics.add(tokens, sources, len(tree))
+            statistics.seconds_inputs += target.called - drafted
             statistics.seconds_model += forwarded - target.called
+            statistics.seconds_verification += verified - forwarded
+            statistics.seconds_cache += kept - verified
             statistics.seconds += perf_counter() - resumed
             yield Step(tokens, [*sources, *[None] * (len(tokens) - len(nodes))], finished)
             resumed = perf_counter()

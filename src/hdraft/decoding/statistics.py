@@ -16,7 +16,10 @@ class Statistics:
         accepted: draft tokens emitted, by the database they came from.
         accepted_lengths: draft tokens emitted, by step.
         seconds_drafting: in the drafter.
-        seconds_model: in the target's forward passes.
+        seconds_inputs: on masks, positions and their way to the device.
+        seconds_model: in the target's forward passes, until their result is there.
+        seconds_verification: on the path that the target takes, and logits processors.
+        seconds_cache: on keeping that path; on a device that works on its own, on asking for it.
         seconds: from the first step to the last, without the time that the consumer of a stream takes.
     """
 
@@ -26,7 +29,10 @@ class Statistics:
     accepted: dict[Source, int] = field(default_factory=lambda: dict.fromkeys(Source, 0))
     accepted_lengths: list[int] = field(default_factory=list)
     seconds_drafting: float = 0.0
+    seconds_inputs: float = 0.0
     seconds_model: float = 0.0
+    seconds_verification: float = 0.0
+    seconds_cache: float = 0.0
     seconds: float = 0.0
 
     def add(self, tokens: list[int], sources: list[Source], drafted: int) -> None:
