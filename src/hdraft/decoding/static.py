@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from hdraft.decoding.cache import GrowingCache
 from hdraft.decoding.graphs import Program, capture, compiled, graph_pool
 from hdraft.decoding.masks import Span, padded_rows
-from hdraft.decoding.static_cache import Layout, StaticCache, StaticLayer
+from hdraft.decoding.static_cache import Layout, StaticCache, StaticLayer, bucket
 from hdraft.decoding.support import embedding_weight, tolerance
 from hdraft.drafting.tree import DraftTree
 
@@ -39,6 +39,11 @@ ROWS = (1, 4, 8, 16, 32, 64)
 
 PROGRAMS = 32
 """The most programs, and graphs, kept for a sequence; of more, the one not used for longest is dropped."""
+
+BUDGET = 64
+"""The most draft tokens of a step, unless a request asks for more."""
+
+_SETTINGS = frozenset((bool, int, float, str))
 
 logger = logging.getLogger(__name__)
 
@@ -115,9 +120,9 @@ class StaticStep:
         self.state = _state(model)
         self.spans = {"": spans} if isinstance(spans, Span) else spans
         self.number_format = embedding_weight(model).dtype
-        self.capacity, self.rows = capacity, padded(rows)
+        self.capacity, self.rows = bucket(capacity), padded(max(rows, 1 + BUDGET))
         self.kind = kind
-        self.cache = StaticCache(growing, capacity, self.rows)
+        self.cache = StaticCache(growing, self.capacity, self.rows)
         self.programs: OrderedDict[tuple[int, ...], Program] = OrderedDict()
         self.pool = graph_pool(self.device)
         self.compiled = compiled(_forward, self.device) if kind == "compiled" else _forward
@@ -336,17 +341,22 @@ def _best(model: PreTrainedModel, kind: StepKind) -> StepKind:
 
 def _state(model: PreTrainedModel) -> int:
     """A number that changes with the model: its parameters' addresses, the settings and hooks of its modules."""
-    parts: list[object] = []
+    parts: list[object] = [model.config._attn_implementation]
     for module in model.modules():
         parts.append(type(module))
-        for name, value in vars(module).items():
-            if isinstance(value, bool | int | float | str | tuple) or name == "forward":
-                parts.append((name, str(value)))
-            elif name.endswith("_hooks"):
-                parts.append((name, *map(id, value.values())))
-            elif isinstance(value, list) and all(isinstance(each, str) for each in value):
-                parts.append((name, *value))
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None:
-                parts.append((tensor.data_ptr(), tensor.dtype, tensor.shape))
-    return hash((*parts, model.config._attn_implementation))
+        settings = vars(module)
+        for value in settings.values():
+            if type(value) in _SETTINGS:
+                parts.append(value)
+            elif type(value) is list:
+                parts.append(str([each for each in value if type(each) in _SETTINGS]))
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            if hooks:
+                parts.append((*map(id, hooks.values()),))
+        if "forward" in settings:
+            parts.append(id(settings["forward"]))
+        for tensors in (module._parameters, module._buffers):
+            for tensor in tensors.values():
+                if tensor is not None:
+                    parts.append((tensor.data_ptr(), tensor.dtype))
+    return hash(tuple(parts))
