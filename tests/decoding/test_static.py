@@ -290,6 +290,7 @@ def test_requests_in_threads(model):
 
 def test_a_sequence_that_outgrows_its_buffers(model, monkeypatch):
     monkeypatch.setattr("hdraft.decoding.target.AHEAD", 10)
+    monkeypatch.setattr(static, "TOKENS", 1)
     compare(model, prompt(200), {}, new=500, step="captured")
     assert idle(model).capacity > 700
     compare(copy.deepcopy(build("gemma3")), prompt(200), {}, new=300, step="captured")

@@ -40,8 +40,8 @@ ROWS = (1, 4, 8, 16, 32, 64)
 PROGRAMS = 32
 """The most programs, and graphs, kept for a sequence; of more, the one not used for longest is dropped."""
 
-BUDGET = 64
-"""The most draft tokens of a step, unless a request asks for more."""
+TOKENS, BUDGET = 2048, 64
+"""What buffers are made for at least: tokens of a sequence, and draft tokens of a step. Others mean other graphs."""
 
 _SETTINGS = frozenset((bool, int, float, str))
 
@@ -120,7 +120,7 @@ class StaticStep:
         self.state = _state(model)
         self.spans = {"": spans} if isinstance(spans, Span) else spans
         self.number_format = embedding_weight(model).dtype
-        self.capacity, self.rows = bucket(capacity), padded(max(rows, 1 + BUDGET))
+        self.capacity, self.rows = bucket(max(capacity, TOKENS)), padded(max(rows, 1 + BUDGET))
         self.kind = kind
         self.cache = StaticCache(growing, self.capacity, self.rows)
         self.programs: OrderedDict[tuple[int, ...], Program] = OrderedDict()
