@@ -191,20 +191,34 @@ def test_compiled_code_that_is_wrong_is_not_used(model, monkeypatch, caplog):
     assert idle(model).kind == "captured"
 
 
-def test_compiled_steps():
+def test_compiled_steps(monkeypatch):
     """Traced as a whole, with guards, and once for one row and once for more, whatever the lengths; not optimised."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model = copy.deepcopy(build("llama"))
-    original = torch.compile
-    try:
-        torch.compile = lambda forward, **options: original(forward, fullgraph=True, backend="aot_eager")
-        for length, new in ((24, 40), (500, 40), (24, 400)):
-            compare(model, prompt(length), {}, new=new, step="compiled")
-    finally:
-        torch.compile = original
+    compiler = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda forward, **options: compiler(forward, fullgraph=True, backend="aot_eager")
+    )
+    for length, new in ((24, 40), (500, 40), (24, 400)):
+        compare(model, prompt(length), {}, new=new, step="compiled")
     assert idle(model).kind == "compiled"
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+
+
+def test_many_models_are_compiled_in_one_process(monkeypatch):
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda forward, **options: compiler(forward, fullgraph=True, backend="eager"))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    models = [copy.deepcopy(build("llama")) for _ in range(3)]
+    for model in models:
+        model.config.attention_dropout = 0.001 * len(static._idle)  # guards that hold for no other model
+        generate(model, prompt(), max_new_tokens=4, step="compiled")
+    assert {idle(model).kind for model in models} == {"compiled"}
+    gone = weakref.ref(models.pop())
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.parametrize("name, why", [

@@ -15,6 +15,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
+from types import FunctionType
 from typing import Any, Literal, NamedTuple, cast, get_args
 from weakref import WeakKeyDictionary, ref
 
@@ -125,7 +126,6 @@ class StaticStep:
         self.cache = StaticCache(growing, self.capacity, self.rows)
         self.programs: OrderedDict[tuple[int, ...], Program] = OrderedDict()
         self.pool = graph_pool(self.device)
-        self.compiled = compiled(_forward, self.device) if kind == "compiled" else _forward
         layouts, masks = len(self.cache.layouts), len(self.spans)
         split = 8 * (1 + layouts + (2 + masks) * self.rows)
         with torch.inference_mode(False):
@@ -208,8 +208,9 @@ class StaticStep:
         while self.kind != "static":
             expected = self._logits(rows).clone()
             try:
-                forward = self._compiled if self.kind == "compiled" else _forward
-                program = capture(partial(self._run, forward, rows, columns), self.device, self.pool)
+                run = partial(self._run, self._compiled if self.kind == "compiled" else _forward, rows, columns)
+                run()  # what is compiled is compiled before it is captured
+                program = capture(run, self.device, self.pool)
                 program()
                 if (difference := _difference(self._logits(rows), expected)) is None:
                     return program
@@ -269,7 +270,10 @@ class StaticStep:
         for tensor, dimension in varying:
             if tensor.shape[dimension] > 1:
                 torch._dynamo.mark_dynamic(tensor, dimension)
-        return self.compiled(model, cache, ids, positions, mask)
+        with _lock:
+            if model not in _compiled:
+                _compiled[model] = compiled(cast(FunctionType, _forward), self.device)
+        return _compiled[model](model, cache, ids, positions, mask)
 
 
 def _forward(model: PreTrainedModel, cache: StaticCache, ids: Tensor, positions: Tensor, mask: Any) -> Tensor:
@@ -294,6 +298,7 @@ def _difference(logits: Tensor, expected: Tensor) -> float | None:
 # One idle step a model, so that a request finds the memory, the graphs and the compiled code of the one before. A
 # request that begins while another runs makes its own.
 _idle: WeakKeyDictionary[PreTrainedModel, StaticStep] = WeakKeyDictionary()
+_compiled: WeakKeyDictionary[PreTrainedModel, Callable[..., Tensor]] = WeakKeyDictionary()
 _failed: WeakKeyDictionary[PreTrainedModel, set[StepKind]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
