@@ -218,11 +218,12 @@ def test_compiled_code_that_is_wrong_is_not_used(model, monkeypatch, caplog):
     assert idle(model).kind == "captured"
 
 
-def test_compiled_steps(monkeypatch):
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_compiled_steps(name, monkeypatch):
     """Traced as a whole, with guards, and once for one row and once for more, whatever the lengths; not optimised."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    model = copy.deepcopy(build("llama"))
+    model = copy.deepcopy(build(name))
     compiler = torch.compile
     monkeypatch.setattr(
         torch, "compile", lambda forward, **options: compiler(forward, fullgraph=True, backend="aot_eager")

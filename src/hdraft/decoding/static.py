@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary, ref
 import numpy as np
 import torch
 from torch import Tensor
+from torch.fx.experimental import _config as symbolic_shapes
 from transformers import PreTrainedModel
 
 from hdraft.decoding.cache import GrowingCache
@@ -295,7 +296,9 @@ class StaticStep:
         with _lock:
             if model not in _compiled:
                 _compiled[model] = compiled(cast(FunctionType, _forward), self.device)
-        return _compiled[model](model, cache, ids, positions, mask)
+        # sizes that are equal now need not be so later
+        with symbolic_shapes.patch(use_duck_shape=False):  # type: ignore[attr-defined]
+            return _compiled[model](model, cache, ids, positions, mask)
 
 
 def _forward(model: PreTrainedModel, cache: StaticCache, ids: Tensor, positions: Tensor, mask: Any) -> Tensor:
