@@ -206,7 +206,7 @@ def generate(
     budget: Budget = 64,
     step: Annotated[
         StepName,
-        typer.Option(help="How a step is run: auto is compiled on a GPU, dynamic elsewhere; see docs/generate.md."),
+        typer.Option(help="How a step is run: auto is captured on a GPU, dynamic elsewhere; see docs/generate.md."),
     ] = "auto",
     no_draft: Annotated[bool, typer.Option("--no-draft", help="Decode ordinarily.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="The most tokens to write.")] = 256,

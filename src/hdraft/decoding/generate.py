@@ -70,7 +70,7 @@ def generate(
         statistics: filled in while it runs.
         costs: float[m], the time of a step over 0, 1, 2, … draft tokens, for a drafter that weighs it. Measured once
             for the model if the drafter wants it and None is given.
-        step: how a step behind the prompt is run, see `StepKind`; None for "compiled" on a GPU and "dynamic" elsewhere.
+        step: how a step behind the prompt is run, see `StepKind`; None for "captured" on a GPU and "dynamic" elsewhere.
         options: everything else that `model.generate` takes; `docs/generate.md` lists what is refused.
 
     Returns:

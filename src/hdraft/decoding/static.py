@@ -55,8 +55,11 @@ logger = logging.getLogger(__name__)
 
 
 def default_step(model: PreTrainedModel) -> StepKind:
-    """How steps are run unless it is said: in the best way on a GPU, where small kernels cost; elsewhere they grow."""
-    return "compiled" if model.device.type == "cuda" and torch.__version__ >= _TORCH else "dynamic"
+    """How steps are run unless it is said: captured on a GPU, where small kernels cost; elsewhere they grow.
+
+    Compiled ones are faster still, but nobody should wait for minutes before the first token who did not ask for it.
+    """
+    return "captured" if model.device.type == "cuda" and torch.__version__ >= _TORCH else "dynamic"
 
 
 def padded(rows: int) -> int:
