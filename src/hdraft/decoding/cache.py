@@ -84,6 +84,12 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.dropped = self.length - visible
         self.is_initialized = True
 
+    def hold(self, keys: Tensor, values: Tensor, length: int) -> None:
+        """Take these entries, [1, heads, visible, head size], for those of the last of `length` tokens."""
+        self.key_buffer, self.value_buffer = keys, values
+        self.length, self.dropped = length, length - keys.shape[2]
+        self.is_initialized = True
+
     def keep(self, start: int, path: list[int] | Tensor, count: int) -> None:
         """Keep the first `start` tokens and, of those after them, the `count` that `path` numbers in ascending order.
 

@@ -9,11 +9,15 @@ import torch
 from transformers import PreTrainedModel
 
 from hdraft.decoding.probe import draft_shape
+from hdraft.decoding.static import StepKind, default_step
 from hdraft.decoding.target import Target
 from hdraft.drafting.tree import DraftTree
 
 SIZES = (0, 64, 16, 4, 32, 8, 1, 2)
 """Numbers of draft tokens, the most telling first: a slow model is measured at the first of them only."""
+
+STATIC_SIZES = (0, 64, *(rows - 1 for rows in (16, 4, 32, 8, 64)))
+"""The most draft tokens that fit each number of rows that static steps are padded to."""
 
 CACHED = 128
 """Tokens of text before the draft."""
@@ -24,23 +28,30 @@ SECONDS = 1.5
 _measured: WeakKeyDictionary[PreTrainedModel, dict[object, npt.NDArray[np.float64]]] = WeakKeyDictionary()
 
 
-def measure_costs(model: PreTrainedModel) -> npt.NDArray[np.float64]:
-    """float64[65], the seconds of a step over 0, 1, …, 64 draft tokens: medians, interpolated, never falling.
+def measure_costs(model: PreTrainedModel, step: StepKind | None = None) -> npt.NDArray[np.float64]:
+    """float64[65], the seconds of a step over 0, 1, …, 64 draft tokens: medians, never falling.
 
+    Between the sizes measured they are interpolated; static steps, all of a few sizes, cost what the next size does.
     The first call for a model, on a device and in a number format, takes a second or two, and more for a model that is
     compiled; later ones return the same array.
+
+    Args:
+        model: the target.
+        step: how steps are run, as for `generate`.
     """
+    kind = default_step(model) if step is None else step
     costs = _measured.setdefault(model, {})
-    where = (model.device, model.dtype, model.config._attn_implementation)
+    where = (model.device, model.dtype, model.config._attn_implementation, kind)
     if where not in costs:
-        costs[where] = _measure(model)
+        costs[where] = _measure(model, kind)
     return costs[where]
 
 
 @torch.no_grad()
-def _measure(model: PreTrainedModel) -> npt.NDArray[np.float64]:
+def _measure(model: PreTrainedModel, kind: StepKind) -> npt.NDArray[np.float64]:
     shape = draft_shape(model)
-    target = Target(model, shape)
+    target = Target(model, shape, step=kind, budget=max(SIZES), max_length=CACHED + max(SIZES) + 1)
+    static = target.step != "dynamic"
     # room for the longest draft below every position limit
     room = min(target.deepest_draft(1), CACHED + max(SIZES)) + 1
     longest = max(SIZES) if shape == "chain" else 1
@@ -56,13 +67,12 @@ def _measure(model: PreTrainedModel) -> npt.NDArray[np.float64]:
         begin = perf_counter()
         target.forward(text, tree).argmax(-1).tolist()
         end = perf_counter()
-        target.cache.keep(length, [])
-        target.length = length
+        target.forget(length)
         return end - begin
 
-    sizes = [size for size in SIZES if shape == "tree" or size + 2 <= room]
+    sizes = [size for size in (STATIC_SIZES if static else SIZES) if shape == "tree" or size + 2 <= room]
     step(0)
-    if 2 * len(sizes) * step(0) < SECONDS:
+    if static or 2 * len(sizes) * step(0) < SECONDS:
         for size in sizes:  # what is compiled for a size is compiled now
             step(size)
     started = perf_counter()
@@ -72,8 +82,10 @@ def _measure(model: PreTrainedModel) -> npt.NDArray[np.float64]:
             if len(times) > 1 and perf_counter() - started > SECONDS:
                 break
             times.setdefault(size, []).append(step(size))
+    target.close()
     sizes = sorted(times)
     medians = np.maximum.accumulate([np.median(times[size]) for size in sizes])
-    costs = np.interp(np.arange(max(SIZES) + 1), sizes, medians)
+    drafted = np.arange(max(SIZES) + 1)
+    costs = medians[np.searchsorted(sizes, drafted)] if static else np.interp(drafted, sizes, medians)
     costs.flags.writeable = False
     return costs

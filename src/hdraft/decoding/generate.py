@@ -6,7 +6,7 @@ transformers prepares every argument itself: the loop runs as `generate`'s calla
 from collections.abc import Callable, Generator, Mapping
 from inspect import signature
 from itertools import chain
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,7 @@ from hdraft.decoding.options import (
     check_vocabulary,
 )
 from hdraft.decoding.probe import draft_shape
+from hdraft.decoding.static import StepKind, default_step
 from hdraft.decoding.statistics import Statistics
 from hdraft.decoding.support import check_model
 from hdraft.decoding.target import Target
@@ -56,6 +57,7 @@ def generate(
     budget: int = 64,
     statistics: Statistics | None = None,
     costs: npt.NDArray[np.float64] | None = None,
+    step: StepKind | None = None,
     **options: Any,
 ) -> Output:
     """Generate as `model.generate(input_ids, **options)` does, token for token, in fewer forward passes.
@@ -68,6 +70,7 @@ def generate(
         statistics: filled in while it runs.
         costs: float[m], the time of a step over 0, 1, 2, … draft tokens, for a drafter that weighs it. Measured once
             for the model if the drafter wants it and None is given.
+        step: how a step behind the prompt is run, see `StepKind`; None for "compiled" on a GPU and "dynamic" elsewhere.
         options: everything else that `model.generate` takes; `docs/generate.md` lists what is refused.
 
     Returns:
@@ -79,7 +82,7 @@ def generate(
         ValueError: an empty prompt, one of another shape, or a drafter for another vocabulary.
     """
     method = custom_generate(
-        drafter, budget=budget, statistics=statistics, costs=costs, streamer=options.get("streamer")
+        drafter, budget=budget, statistics=statistics, costs=costs, step=step, streamer=options.get("streamer")
     )
     output: Output = call(model, input_ids, method, options)
     return output
@@ -91,6 +94,7 @@ def custom_generate(
     budget: int = 64,
     statistics: Statistics | None = None,
     costs: npt.NDArray[np.float64] | None = None,
+    step: StepKind | None = None,
     streamer: BaseStreamer | None = None,
 ) -> Callable[..., Output]:
     """The loop as `model.generate(…, custom_generate=…)` takes it; the arguments are those of `generate`.
@@ -98,7 +102,7 @@ def custom_generate(
     Used bare it lacks what `generate` does around it: `model.generate` hands it neither `streamer` (give it here) nor
     `tokenizer` (so `stop_strings` fails), drops `assistant_model` in silence, and runs an encoder before it refuses.
     """
-    start = starter(drafter, budget, statistics, costs, streamer)
+    start = starter(drafter, budget, statistics, costs, step, streamer)
 
     def run(model: PreTrainedModel, input_ids: Tensor, **prepared: Any) -> Output:
         steps = start(model, input_ids, **prepared)
@@ -116,9 +120,16 @@ def starter(
     budget: int,
     statistics: Statistics | None,
     costs: npt.NDArray[np.float64] | None,
+    step: StepKind | None,
     streamer: BaseStreamer | None,
 ) -> Callable[..., Steps]:
-    """A function from what `model.generate` has prepared to the steps of the request, which have not begun."""
+    """A function from what `model.generate` has prepared to the steps of the request, which have not begun.
+
+    Raises:
+        ValueError: no such kind of step.
+    """
+    if step is not None and step not in get_args(StepKind):
+        raise ValueError(f"no step {step!r}: there are {', '.join(get_args(StepKind))}")
 
     def start(
         model: PreTrainedModel,
@@ -144,14 +155,25 @@ def starter(
         check_lookahead(model, shape, drafter)
         if costs is not None:
             BudgetRule(costs)  # refuses what are no costs, before any work
+        kind = default_step(model) if step is None else step
         measured = costs
         if measured is None and budget > 0 and getattr(drafter, "uses_costs", False):
-            measured = measure_costs(model)
+            measured = measure_costs(model, kind)
         limits = [criterion.max_length for criterion in stopping_criteria if isinstance(criterion, MaxLengthCriteria)]
         max_length = int(min(limits, default=UNLIMITED))
         choice = _choice(input_ids.long(), logits_processor, stopping_criteria, generation_config, max_length)
         chunk = generation_config.prefill_chunk_size
-        target = Target(model, shape, cache, attention_mask, position_ids, prefills_in_chunks=chunk is not None)
+        target = Target(
+            model,
+            shape,
+            cache,
+            attention_mask,
+            position_ids,
+            prefills_in_chunks=chunk is not None,
+            step=kind,
+            budget=0 if drafter is None else budget,
+            max_length=max_length,
+        )
         return _with_output(
             draft_and_verify(
                 target,
@@ -163,6 +185,7 @@ def starter(
                 chunk,
                 streamer,
                 Statistics() if statistics is None else statistics,
+                keep_cache=continued or bool(generation_config.return_dict_in_generate),
             ),
             target,
             choice,

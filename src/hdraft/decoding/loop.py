@@ -41,6 +41,7 @@ def draft_and_verify(
     prefill_chunk: int | None,
     streamer: BaseStreamer | None,
     statistics: Statistics,
+    keep_cache: bool = True,
 ) -> Generator[Step, None, None]:
     """Emit tokens until `choice` stops, a `Step` for each forward pass.
 
@@ -54,6 +55,7 @@ def draft_and_verify(
         prefill_chunk: the most tokens of the prompt in one forward pass; None for all.
         streamer: is given each token.
         statistics: filled in.
+        keep_cache: whether the target's cache is to hold the sequence at the end.
     """
     resumed = perf_counter()
     prompt = choice.sequence()[0].numpy(force=True)
@@ -110,7 +112,7 @@ def draft_and_verify(
             yield Step(tokens, [*sources, *[None] * (len(tokens) - len(nodes))], finished)
             resumed = perf_counter()
     finally:
-        target.restore()
+        target.close(keep_cache)
         if session is not None:
             started = perf_counter()
             session.close()

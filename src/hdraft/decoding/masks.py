@@ -26,6 +26,11 @@ class Span(NamedTuple):
     size: int = UNBOUNDED
     chunked: bool = False
 
+    @property
+    def window(self) -> int | None:
+        """Tokens that the layer's cache has to hold, the next one included; None for all."""
+        return None if self.size == UNBOUNDED else self.size
+
 
 def layer_spans(config: PretrainedConfig) -> dict[str, Span] | Span:
     """The spans of a model's layers: by layer type where its forward takes a mask for each type, else the only one.
@@ -68,6 +73,34 @@ def tree_mask(cached: int, text: int, tree: DraftTree, span: Span, padding: int 
     return torch.from_numpy(mask)[None, None]
 
 
+def padded_rows(
+    earliest: npt.NDArray[np.int64],
+    among: npt.NDArray[np.bool_],
+    cached: int,
+    dropped: int,
+    tree: DraftTree,
+    span: Span,
+    padding: int,
+) -> None:
+    """What the rows of a static step may look at: the last text token, a tree behind it, and rows of padding.
+
+    Args:
+        earliest: int64[rows], filled in: the first slot before the step's own that each row may look at.
+        among: bool[rows, rows], filled in: True where a row may look at another. Padding looks at row 0 alone.
+        cached: tokens before the step.
+        dropped: how many of them are in no slot any more.
+        tree: n < rows nodes.
+        span: how far back the layer looks.
+        padding: tokens that the sequence begins with and no row looks at.
+    """
+    _fill_padded(earliest, among, cached, dropped, tree.parents, tree.depths, span.size, span.chunked, padding)
+
+
+@njit(cache=True, nogil=True)
+def _earliest(position: int, size: int, chunked: bool, padding: int) -> int:
+    return (position - padding) // size * size + padding if chunked else position - size + 1
+
+
 @njit(cache=True, nogil=True)
 def _fill(
     mask: npt.NDArray[np.bool_],
@@ -85,9 +118,37 @@ def _fill(
     for row in range(mask.shape[0]):
         node = row - text
         position = cached + row if node < 0 else root + depths[node]
-        earliest = (position - padding) // size * size + padding if chunked else position - size + 1
+        earliest = _earliest(position, size, chunked, padding)
         for column in range(max(earliest - origin, 0), offered + min(row + 1, text)):
             mask[row, column] = True
         while node >= 0 and root + depths[node] >= earliest:
             mask[row, offered + text + node] = True
             node = parents[node]
+
+
+@njit(cache=True, nogil=True)
+def _fill_padded(
+    earliest: npt.NDArray[np.int64],
+    among: npt.NDArray[np.bool_],
+    cached: int,
+    dropped: int,
+    parents: npt.NDArray[np.int32],
+    depths: npt.NDArray[np.int32],
+    size: int,
+    chunked: bool,
+    padding: int,
+) -> None:
+    among[:] = False
+    for row in range(len(earliest)):
+        node = row - 1
+        if node >= len(parents):
+            among[row, 0] = True
+            earliest[row] = UNBOUNDED
+            continue
+        first = _earliest(cached if node < 0 else cached + depths[node], size, chunked, padding)
+        earliest[row] = max(first, padding) - dropped
+        while node >= 0 and cached + depths[node] >= first:
+            among[row, 1 + node] = True
+            node = parents[node]
+        if node < 0 and cached >= first:
+            among[row, 0] = True

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hdraft.decoding.support import Shape, UnsupportedError, embedding_weight, known_shape, takes_masks
+from hdraft.decoding.support import Shape, UnsupportedError, embedding_weight, known_shape, takes_masks, tolerance
 from hdraft.decoding.target import Target
 from hdraft.drafting.tree import DraftTree
 
@@ -55,18 +55,13 @@ def probe(model: PreTrainedModel, shapes: tuple[Shape, ...] = ("tree", "chain"))
         except Exception as error:  # whatever an unknown model's forward may raise means that it does not work
             reasons.append(f"{shape}: {type(error).__name__}: {error}")
         else:
-            if difference < _tolerance(model.dtype):
+            if difference < tolerance(model.dtype):
                 return shape
             reasons.append(f"{shape}: logits differ by {difference:.1g} of their spread")
     raise UnsupportedError(
         f"{type(model).__name__} does not verify drafts as plain decoding would ({'; '.join(reasons)}):"
         " use model.generate for it"
     )
-
-
-def _tolerance(dtype: torch.dtype) -> float:
-    """How far rounding may take logits, as a part of their spread; a wrong mask or position goes further."""
-    return 1e-3 if dtype in (torch.float32, torch.float64) else 0.1
 
 
 def _difference(model: PreTrainedModel, shape: Shape) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hdraft.decoding.generate import Steps, call, starter
+from hdraft.decoding.static import StepKind
 from hdraft.decoding.statistics import Statistics
 from hdraft.drafting.drafter import Drafter
 from hdraft.drafting.tree import Source
@@ -40,6 +41,7 @@ def stream(
     budget: int = 64,
     statistics: Statistics | None = None,
     costs: npt.NDArray[np.float64] | None = None,
+    step: StepKind | None = None,
     **options: Any,
 ) -> Generator[StreamedToken, None, None]:
     """Yield the tokens that `generate` would return, with the same arguments.
@@ -48,12 +50,12 @@ def stream(
 
     Args:
         tokenizer: decodes the tokens, without special ones, and serves `stop_strings`.
-        model, input_ids, drafter, budget, statistics, costs, options: as for `generate`.
+        model, input_ids, drafter, budget, statistics, costs, step, options: as for `generate`.
 
     Raises:
         UnsupportedError, ValueError: as `generate` does.
     """
-    start = starter(drafter, budget, statistics, costs, options.get("streamer"))
+    start = starter(drafter, budget, statistics, costs, step, options.get("streamer"))
     return _tokens(call(model, input_ids, start, {**options, "tokenizer": tokenizer}), tokenizer)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from inspect import Parameter, signature
 from typing import Any, Literal, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -95,6 +96,11 @@ def takes_masks(config: PretrainedConfig) -> bool:
     names = [name for name, value in vars(config).items() if "window" in name and value]
     own_window = any("sliding_window" not in name and name != "max_window_layers" for name in names)
     return config._attn_implementation in MASKED_ATTENTION and not own_window
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """How far rounding may take logits, as a part of their spread; a wrong mask or position goes further."""
+    return 1e-3 if dtype in (torch.float32, torch.float64) else 0.1
 
 
 def embedding_weight(model: PreTrainedModel) -> Tensor:

@@ -1,6 +1,8 @@
 """The target model at work on one sequence: forward passes over text and draft tree, and the cache between them."""
 
+import logging
 from collections.abc import Callable
+from functools import cache
 from time import perf_counter
 from typing import Any, cast
 
@@ -12,6 +14,7 @@ from transformers import PreTrainedModel
 
 from hdraft.decoding.cache import GrowingCache
 from hdraft.decoding.masks import Span, layer_spans, tree_mask
+from hdraft.decoding.static import StaticStep, StepKind, give_back, padded, take
 from hdraft.decoding.support import (
     PositionLimit,
     Shape,
@@ -27,6 +30,11 @@ from hdraft.drafting.tree import DraftTree
 
 NO_DRAFT = DraftTree.empty()
 
+AHEAD = 4096
+"""Tokens that a static step takes memory for at first, of a sequence that may become longer."""
+
+logger = logging.getLogger(__name__)
+
 LONG_TEXT = 512
 """Tokens of text in one step above which a draft behind them costs more than it saves: it needs a mask, which forgoes
 the causal kernel that computes half of the attention only."""
@@ -36,7 +44,8 @@ class Target:
     """A model and the cache of one sequence.
 
     Attributes:
-        cache: the keys and values of the tokens verified so far.
+        cache: the keys and values of the tokens verified so far; while `static` is there, they are in it.
+        static: the static step, once the first has been taken; None for steps that grow.
         length: how many those are.
         called: when the last forward pass began, its inputs ready.
     """
@@ -49,6 +58,9 @@ class Target:
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         prefills_in_chunks: bool = False,
+        step: StepKind = "dynamic",
+        budget: int = 0,
+        max_length: int = UNLIMITED,
     ) -> None:
         """Prepare for a sequence.
 
@@ -59,6 +71,9 @@ class Target:
             attention_mask: int[1, m] over the prompt, 0 for padding; None without padding.
             position_ids: int[1, m] of the prompt, where they are not 0, 1, 2, …
             prefills_in_chunks: whether the prompt is to be forwarded in chunks, as `prefill_chunk_size` asks.
+            step: how steps behind the prompt are run.
+            budget: the most nodes of a tree in them.
+            max_length: the most tokens that the sequence may have.
         """
         config = model.config.get_text_config(decoder=True)
         self.model = model
@@ -79,10 +94,38 @@ class Target:
         self.may_restart = not prefills_in_chunks
         self.takes_positions = takes(model, "position_ids")
         self.takes_logits_to_keep = takes(model, "logits_to_keep")
+        self.static: StaticStep | None = None
+        self.step = step
+        self.budget = budget
+        self.max_length = max_length
+        if step != "dynamic" and (obstacle := self._obstacle()) is not None:
+            _say_once(f"{type(model).__name__}: steps are dynamic and not {step}: {obstacle}")
+            self.step = "dynamic"
 
     def restore(self) -> None:
         """Undo what long texts leave behind in the model, so that tokens do not depend on earlier requests."""
         restore_frequencies(self.scaled)
+
+    def close(self, keep_cache: bool = False) -> None:
+        """End the sequence; its keys and values are in `cache` afterwards if they are to be kept."""
+        self.restore()
+        if self.static is not None:
+            step, self.static = self.static, None
+            if keep_cache:
+                step.end(self.cache, self.length)
+            give_back(step)
+
+    def _obstacle(self) -> str | None:
+        """What keeps a step of this sequence from being the same program every time."""
+        if self.own_masks:
+            return "the model makes its own masks"
+        if self.scaled or any(limit.switch for limit in self.limits):
+            return "its rotary frequencies depend on the text's length"
+        if len(set(getattr(self.model, "hf_device_map", {}).values())) > 1:
+            return "its layers are on several devices"
+        if self.attention_mask is not None and not bool(self.attention_mask[0, self.left_padding :].all()):
+            return "there is padding inside of the prompt"
+        return None
 
     def deepest_draft(self, text: int) -> int:
         """How deep a draft behind `text` more tokens may go: not at all, or so far that no position limit is passed."""
@@ -127,6 +170,8 @@ class Target:
             float[1 + n, vocabulary], the logits after the last text token and after each node.
         """
         m, n = len(text), len(tree)
+        if self.step != "dynamic" and m == 1 and self.length and self._make_static(1 + n):
+            return self._forward_static(int(text[0]), tree)
         inputs: dict[str, object] = {
             "input_ids": self._device(np.concatenate((text, tree.tokens), dtype=np.int64)[None])
         }
@@ -145,8 +190,48 @@ class Target:
 
     def keep(self, path: list[int]) -> None:
         """Keep, of the tree just forwarded, the nodes on `path`, in ascending order, and drop the others."""
-        self.cache.keep(self.length, path)
+        if self.static is None:
+            self.cache.keep(self.length, path)
+        else:
+            self.static.keep(self.length, path)
         self.length += len(path)
+
+    def forget(self, length: int) -> None:
+        """Forget all tokens after the first `length`, a step's."""
+        if self.static is None:
+            self.cache.keep(length, [])
+        self.length = length
+
+    def _forward_static(self, token: int, tree: DraftTree) -> Tensor:
+        step = cast(StaticStep, self.static)
+        step.prepare(token, tree, self.length, int(self._positions(1, NO_DRAFT)[0, 0]))
+        self.called = perf_counter()
+        logits = step.run()[: 1 + len(tree)]
+        self.length += 1
+        return logits
+
+    def _make_static(self, rows: int) -> bool:
+        """See to it that the sequence is where a static step of so many rows fits; False if there is no memory."""
+        capacity = self.length + AHEAD
+        if self.static is not None:
+            if self.static.fits(self.length, rows):
+                return True
+            capacity = 2 * self.static.capacity
+            step, self.static = self.static, None
+            step.end(self.cache, self.length)
+            del step  # its memory, before more is taken
+        rows = max(rows, 1 + self.budget)
+        capacity = min(capacity, self.max_length) + padded(rows)
+        try:
+            self.static = take(self.model, self.cache, self.spans, capacity, rows, self.step)
+        except torch.OutOfMemoryError:
+            name = type(self.model).__name__
+            _say_once(f"{name}: steps are dynamic and not {self.step}: no memory for buffers of {capacity} tokens")
+            self.step = "dynamic"
+            return False
+        self.static.begin(self.cache, self.left_padding)
+        self.cache.reset()  # type: ignore[no-untyped-call]
+        return True
 
     def _device(self, array: npt.NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
@@ -182,3 +267,8 @@ class Target:
             return mask
         zeros = torch.zeros(mask.shape, dtype=self.additive, device=mask.device)
         return zeros.masked_fill_(~mask, torch.finfo(self.additive).min)
+
+
+@cache
+def _say_once(message: str) -> None:
+    logger.warning(message)

@@ -1,0 +1,50 @@
+"""A CUDA graph for the CPU: the operations of one run, with the tensors and numbers that they had then, done again.
+
+What a graph holds is just that: kernels, addresses, and the numbers that were true at capture. So a step that replays
+right here reads all that changes from its buffers, and one that would wait for the device is refused, as at capture.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default}
+VIEWS = {torch.ops.aten.lift_fresh.default, torch.ops.aten.detach.default}
+
+
+class Recording(TorchDispatchMode):
+    """Records what runs inside; calling it runs that again, into the same memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, list[Tensor]]] = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation in WAITS:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {operation}")
+        kwargs = kwargs or {}
+        result = operation(*args, **kwargs)
+        if not operation.is_view and operation not in VIEWS:
+            made = [each for each in tree_flatten(result)[0] if isinstance(each, Tensor)]
+            self.calls.append((operation, args, kwargs, made))
+        return result
+
+    def __call__(self) -> None:
+        with torch.no_grad():
+            for operation, args, kwargs, made in self.calls:
+                again = [each for each in tree_flatten(operation(*args, **kwargs))[0] if isinstance(each, Tensor)]
+                for old, new in zip(made, again, strict=True):
+                    if old.data_ptr() != new.data_ptr():
+                        old.copy_(new)
+
+
+def record(run: Callable[[], None], device: torch.device, pool: Any) -> Recording:
+    """In the place of `hdraft.decoding.graphs.capture`."""
+    recording = Recording()
+    with recording:
+        run()
+    return recording
