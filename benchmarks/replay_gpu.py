@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from time import perf_counter
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from hdraft import ModelDatabase, StatisticsDatabase, measure_costs
 from hdraft.building.reading import Vocabulary, read_tokens
+from hdraft.decoding.static import StepKind
 from hdraft.drafting import Drafter
 from hdraft.evaluation.machine import accelerator, driver, machine
 from hdraft.evaluation.methods import method_options, open_drafter
@@ -209,7 +210,8 @@ class Run:
         self.methods = [Method.of(name) for name in arguments.methods]
         self.model = random_model(arguments.shape, arguments.dtype, arguments.device)
         self.bandwidth = copy_bandwidth(arguments.device)
-        self.costs: Seconds = measure_costs(self.model)
+        self.costs: Seconds = np.ones(1)
+        self.warm_up_seconds = 0.0
         self.sizes: dict[int, tuple[Seconds, Seconds]] = {}
         self.mat_checked = False
         self.missing: list[str] = []
@@ -233,22 +235,39 @@ class Run:
         return time_decoding(self.model, request, drafter, method.budget, costs, self.arguments.step)
 
     def warm_up(self) -> None:
-        """Everything once, with drafters of its own: compile, capture, load kernels."""
+        """Everything once, with drafters of its own: compile, capture, load kernels.
+
+        The longest request first, so that buffers are as large as any will have to be, and `model.generate` before our
+        loop: what its static cache leaves in the model would have steps captured anew.
+        """
         longest = max(self.requests, key=lambda request: len(request.prompt_ids) + len(request.output_ids))
-        total = len(longest.prompt_ids) + len(longest.output_ids)
-        for cached in range(BUCKET // 2, total + BUCKET, BUCKET):
+        length = len(longest.prompt_ids) + len(longest.output_ids)
+        theirs = [method for method in self.methods if method.name.startswith("generate")]
+        for method in theirs:
+            self.warm_up_method(method, longest)
+        begin = perf_counter()
+        for cached in range(-(-length // BUCKET) * BUCKET - BUCKET // 2, 0, -BUCKET):
             time_sizes(self.model, SIZES, cached, steps=2, rounds=1, step=self.arguments.step)
-        for method in list(self.methods):
-            begin = perf_counter()
-            try:
-                self.time(method, longest, method.drafter(self.databases))
-            except Exception as error:  # whatever another's compiler may raise
-                if method.name != "generate-static":
-                    raise
-                self.methods.remove(method)
-                self.missing.append(f"generate-static: {type(error).__name__}: {str(error).splitlines()[0]}")
-            method.warm_up_seconds = perf_counter() - begin
-            self.say(f"{method.name} warmed up in {method.warm_up_seconds:.1f} s")
+        self.costs = measure_costs(self.model, self.arguments.step)
+        self.warm_up_seconds = perf_counter() - begin
+        self.say(f"steps of every size and length warmed up in {self.warm_up_seconds:.1f} s")
+        for method in self.methods:
+            if method not in theirs:
+                self.warm_up_method(method, longest)
+
+    def warm_up_method(self, method: Method, request: Request) -> None:
+        """Decode a request; a `generate-static` that cannot is left out and named."""
+        begin = perf_counter()
+        try:
+            self.time(method, request, method.drafter(self.databases))
+        except Exception as error:  # whatever another's compiler may raise
+            if method.name != "generate-static":
+                raise
+            self.methods.remove(method)
+            reason = next(iter(str(error).splitlines()), "")
+            self.missing.append(f"generate-static: {type(error).__name__}: {reason}")
+        method.warm_up_seconds = perf_counter() - begin
+        self.say(f"{method.name} warmed up in {method.warm_up_seconds:.1f} s")
 
     def measure(self, until: float, report: Callable[[], None]) -> None:
         """Steps by size, then every method on every request as long as there is time; `report` after each."""
@@ -320,12 +339,14 @@ class Run:
             "shape": arguments.shape,
             "dtype": arguments.dtype,
             "step": arguments.step,
+            "warm_up_seconds": self.warm_up_seconds,
             "not_measured": self.missing,
             "mat_equals_replay": self.mat_checked,
             "categories": categories,
             "methods": {
                 method.name: {
                     "budget": method.budget,
+                    "steps_are": " and ".join(sorted({each.kind for each in method.timings if each.kind})) or None,
                     "warm_up_seconds": method.warm_up_seconds,
                     "peak_memory_bytes": method.peak_memory or None,
                     "categories": {category: by_category[category][method.name] for category in categories},
@@ -375,7 +396,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="llama-2-7b")
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--step", help="how a step is run, as hdraft.generate takes it")
+    parser.add_argument("--step", choices=get_args(StepKind), help="how a step is run, as hdraft.generate takes it")
     parser.add_argument("--traces", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--databases", type=Path, metavar="FOLDER", help="D_m and D_s, built there if they are not")
     parser.add_argument("--turns", type=int, default=24)

@@ -17,6 +17,7 @@ from transformers import LogitsProcessor, PreTrainedModel
 
 from hdraft.decoding.loop import draft_and_verify
 from hdraft.decoding.probe import draft_shape
+from hdraft.decoding.static import StepKind, default_step
 from hdraft.decoding.statistics import Statistics
 from hdraft.decoding.target import LONG_TEXT, Target
 from hdraft.decoding.verification import Argmax
@@ -40,12 +41,14 @@ class Timing:
         seconds: float64[steps], all of the request's time: what comes before the first step and after the last is
             theirs.
         parts: float64[steps, 5], of it each of `PARTS`; None for `model.generate`.
+        kind: how the last step was run, after what could not be had; None for `model.generate`.
     """
 
     emitted: npt.NDArray[np.int64]
     drafted: npt.NDArray[np.int64]
     seconds: Seconds
     parts: Seconds | None = None
+    kind: StepKind | None = None
 
 
 class Recorded(Argmax):
@@ -68,7 +71,7 @@ def time_decoding(
     drafter: Drafter | None,
     budget: int = 64,
     costs: Seconds | None = None,
-    step: str | None = None,
+    step: StepKind | None = None,
 ) -> Timing:
     """Decode a recorded request with our loop; `drafter` None is ordinary decoding.
 
@@ -81,20 +84,20 @@ def time_decoding(
     length = len(request.prompt_ids) + len(request.output_ids)
     statistics = Statistics()
     drafted, marks, parts = [0], [_now(model)], [_parts(statistics)]
-    emitted = []
-    for each in draft_and_verify(_target(model, step), choice, drafter, budget, costs, length, None, None, statistics):
+    emitted: list[int] = []
+    kind: StepKind = "dynamic"
+    step = default_step(model) if step is None else step
+    target = Target(model, draft_shape(model), step=step, budget=budget, max_length=length)
+    steps = draft_and_verify(target, choice, drafter, budget, costs, length, None, None, statistics, keep_cache=False)
+    for each in steps:
         marks.append(perf_counter())
         parts.append(_parts(statistics))
         drafted.append(statistics.drafted)
         emitted.append(len(each.tokens))
+        kind = "dynamic" if target.static is None else target.static.kind
     marks[-1], parts[-1] = _now(model), _parts(statistics)
     assert choice.tokens == choice.recorded
-    return Timing(np.array(emitted), np.diff(drafted), np.diff(marks), np.diff(parts, axis=0))
-
-
-def _target(model: PreTrainedModel, step: str | None) -> Target:
-    """The one place that says how a step is to be run."""
-    return Target(model, draft_shape(model))
+    return Timing(np.array(emitted), np.diff(drafted), np.diff(marks), np.diff(parts, axis=0), kind)
 
 
 def time_generate(model: PreTrainedModel, request: Request, **options: Any) -> Timing:
@@ -184,7 +187,7 @@ def time_sizes(
     cached: int,
     steps: int = 8,
     rounds: int = 5,
-    step: str | None = None,
+    step: StepKind | None = None,
 ) -> dict[int, tuple[Seconds, Seconds]]:
     """Time steps that verify so many draft tokens behind `cached` tokens of text and the few after them.
 
@@ -202,7 +205,7 @@ def time_sizes(
     for _ in range(rounds):
         for size in sizes:
             drafter = Fan(vocab_size, size) if size else None
-            timings[size].append(time_decoding(model, request, drafter, max(size, 1), step=step))
+            timings[size].append(time_decoding(model, request, drafter, max(sizes), step=step))
     assert all(each.drafted[1:-1].tolist() == [size] * steps for size in sizes for each in timings[size])
     return {
         size: (

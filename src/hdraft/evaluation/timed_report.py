@@ -136,10 +136,11 @@ def markdown(record: dict[str, Any]) -> str:
             )
         lines += ["", "## Beside the time", ""]
         lines += _table(
-            ("method", "drafted a step", "the prompt's step, ms", "warm-up, s", "peak memory, GiB"),
+            ("method", "steps are", "drafted a step", "the prompt's step, ms", "warm-up, s", "peak memory, GiB"),
             [
                 [
                     name,
+                    methods[name]["steps_are"] or "transformers'",
                     *(_number(row[key]) for key in ("drafted_per_step", "prompt_milliseconds")),
                     _number(methods[name]["warm_up_seconds"]),
                     _number(methods[name]["peak_memory_bytes"] and methods[name]["peak_memory_bytes"] / 2**30),
