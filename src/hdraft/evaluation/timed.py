@@ -132,7 +132,7 @@ class _Clock(LogitsProcessor):
 
 
 class AsDecoded:
-    """A drafter asked as the loop asks it, for `replay`: behind a prompt that is too long for a draft, not at all."""
+    """A drafter asked as the loop asks it, for `replay`: not behind a prompt too long for a draft, nor for no token."""
 
     def __init__(self, drafter: Drafter) -> None:
         self.drafter = drafter
@@ -140,23 +140,18 @@ class AsDecoded:
 
     def session(self, prompt_ids: TokenIds, costs: npt.NDArray[np.floating] | None = None) -> DraftSession:
         """See `Drafter.session`."""
-        session = self.drafter.session(prompt_ids, costs)
-        return _Late(session) if len(prompt_ids) > LONG_TEXT else session
+        return _AsDecoded(self.drafter.session(prompt_ids, costs), len(prompt_ids) > LONG_TEXT)
 
 
-class _Late:
-    """A session that is not asked in its first step."""
-
-    def __init__(self, session: DraftSession) -> None:
+class _AsDecoded:
+    def __init__(self, session: DraftSession, waits: bool) -> None:
         self.session = session
         self.extend, self.close = session.extend, session.close
-        self.started = False
+        self.waits = waits
 
     def propose(self, budget: int, max_depth: int = UNLIMITED) -> DraftTree:
-        if not self.started:
-            self.started = True
-            return DraftTree.empty()
-        return self.session.propose(budget, max_depth)
+        waits, self.waits = self.waits, False
+        return DraftTree.empty() if waits or max_depth < 1 else self.session.propose(budget, max_depth)
 
 
 class Fan:
