@@ -89,6 +89,14 @@ def test_generate_writes_what_the_model_writes_by_itself(run: Run, model: Path) 
     assert drafted.out == ordinary.out
 
 
+@pytest.mark.parametrize("step", ["auto", "static", "captured", "dynamic"])
+def test_generate_writes_the_same_however_a_step_is_run(run: Run, model: Path, step: str) -> None:
+    ask = ("generate", "--model", model, "--prompt", TEXT, "--max-new-tokens", 40)
+    stepped = run(*ask, "--step", step)
+    assert (stepped.code, stepped.err) == (0, "")
+    assert stepped.out == run(*ask, "--no-draft").out
+
+
 def test_generate_reads_standard_input_and_files(run: Run, model: Path, tmp_path: Path) -> None:
     (tmp_path / "prompt.txt").write_text(TEXT)
     ask = ("generate", "--model", model, "--max-new-tokens", 8)

@@ -147,6 +147,7 @@ Chat = Annotated[bool, typer.Option("--chat", help="Send prompts through a chat 
 ChatTemplate = Annotated[
     str, typer.Option(metavar="NAME", help="auto (the tokenizer's own), vicuna, llama-2, or a file (Jinja).")
 ]
+StepName = Literal["auto", "compiled", "captured", "static", "dynamic"]
 JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", dir_okay=False, help="Write the figures to this file.")
 ]
@@ -203,6 +204,10 @@ def generate(
     model_database: ModelDatabaseName = None,
     statistics_database: StatisticsDatabaseName = None,
     budget: Budget = 64,
+    step: Annotated[
+        StepName,
+        typer.Option(help="How a step is run: auto is compiled on a GPU, dynamic elsewhere; see docs/generate.md."),
+    ] = "auto",
     no_draft: Annotated[bool, typer.Option("--no-draft", help="Decode ordinarily.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="The most tokens to write.")] = 256,
     do_sample: Annotated[
@@ -256,6 +261,7 @@ def generate(
             tokenizer=tokenizer,
             budget=budget,
             statistics=statistics,
+            step=None if step == "auto" else step,
             **{name: value for name, value in options.items() if value is not None},
         )
     console = _console(plain=not stats)

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from hdraft.decoding.graphs import capture
+
 WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default}
-VIEWS = {torch.ops.aten.lift_fresh.default, torch.ops.aten.detach.default}
 
 
 class Recording(TorchDispatchMode):
@@ -28,22 +29,31 @@ class Recording(TorchDispatchMode):
             raise RuntimeError(f"operation not permitted when stream is capturing: {operation}")
         kwargs = kwargs or {}
         result = operation(*args, **kwargs)
-        if not operation.is_view and operation not in VIEWS:
-            made = [each for each in tree_flatten(result)[0] if isinstance(each, Tensor)]
+        made, given = _tensors(result), {_memory(each) for each in _tensors((args, kwargs))}
+        if operation._schema.is_mutable or not all(_memory(each) in given for each in made):  # not a mere view
             self.calls.append((operation, args, kwargs, made))
         return result
 
     def __call__(self) -> None:
         with torch.no_grad():
             for operation, args, kwargs, made in self.calls:
-                again = [each for each in tree_flatten(operation(*args, **kwargs))[0] if isinstance(each, Tensor)]
-                for old, new in zip(made, again, strict=True):
+                for old, new in zip(made, _tensors(operation(*args, **kwargs)), strict=True):
                     if old.data_ptr() != new.data_ptr():
                         old.copy_(new)
 
 
-def record(run: Callable[[], None], device: torch.device, pool: Any) -> Recording:
-    """In the place of `hdraft.decoding.graphs.capture`."""
+def _tensors(values: Any) -> list[Tensor]:
+    return [each for each in tree_flatten(values)[0] if isinstance(each, Tensor)]
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def record(run: Callable[[], None], device: torch.device, pool: Any) -> Callable[[], None]:
+    """In the place of `hdraft.decoding.graphs.capture`, where there are no graphs."""
+    if device.type == "cuda":
+        return capture(run, device, pool)
     recording = Recording()
     with recording:
         run()

@@ -8,6 +8,7 @@ import torch
 import transformers
 from architectures import CHAINS, DEVICE, FAMILIES, NEW, PROMPT, SWITCH, UNLISTED, VOCABULARY, attentions, build
 from oracle import OracleDrafter
+from recording import record
 
 from hdraft.decoding import Statistics, UnsupportedError, generate
 from hdraft.decoding.probe import draft_shape, probe
@@ -44,24 +45,26 @@ def seeded(function, *args, seed=1, **kwargs):
     return function(*args, **kwargs)
 
 
-def compare(model, ids, options, drafter_seed=0, new=NEW):
+def compare(model, ids, options, drafter_seed=0, new=NEW, step=None):
     """Tokens with an oracle equal those of model.generate; returns the oracle and the statistics."""
     restore_frequencies(model.modules())  # model.generate leaves those of its longest text behind
     expected = seeded(model.generate, ids, max_new_tokens=new, **options)
     oracle = OracleDrafter(VOCABULARY, expected[0].tolist(), ids.shape[1], seed=drafter_seed)
     statistics = Statistics()
-    tokens = seeded(generate, model, ids, oracle, max_new_tokens=new, statistics=statistics, **options)
+    tokens = seeded(generate, model, ids, oracle, max_new_tokens=new, statistics=statistics, step=step, **options)
     assert tokens.tolist() == expected.tolist()
     return oracle, statistics
 
 
+@pytest.mark.parametrize("step", ["dynamic", "captured"])
 @pytest.mark.parametrize("options", [{}, SAMPLING["all"]], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("name, attention", TABLE)
-def test_same_tokens(name, attention, options):
+def test_same_tokens(name, attention, options, step, monkeypatch):
+    monkeypatch.setattr("hdraft.decoding.static.capture", record)
     model = build(name, attention)
     shape = draft_shape(model)
     assert shape == ("chain" if name in CHAINS else "tree")
-    oracle, statistics = compare(model, prompt(), options)
+    oracle, statistics = compare(model, prompt(), options, step=step)
     limited = "dynamic" in name
     assert sum(statistics.accepted.values()) > (20 if limited else 40)
     assert max(statistics.accepted_lengths) > 3
@@ -73,14 +76,16 @@ def test_same_tokens(name, attention, options):
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "deepseek-v3", "phi3-longrope", "mpt"])
 @pytest.mark.parametrize("seed", range(3))
-def test_many_trees(name, seed):
+@pytest.mark.parametrize("step", ["dynamic", "static"])
+def test_many_trees(name, seed, step):
     options = SAMPLING["temperature"] if seed % 2 else {}
-    compare(build(name, "eager"), prompt(10 + 20 * seed, seed), options, drafter_seed=seed, new=60)
+    compare(build(name, "eager"), prompt(10 + 20 * seed, seed), options, drafter_seed=seed, new=60, step=step)
 
 
 @pytest.mark.parametrize("options", SAMPLING.values(), ids=SAMPLING)
-def test_sampling(options):
-    _, statistics = compare(build("llama"), prompt(), options)
+@pytest.mark.parametrize("step", ["dynamic", "static"])
+def test_sampling(options, step):
+    _, statistics = compare(build("llama"), prompt(), options, step=step)
     assert sum(statistics.accepted.values()) > 30
 
 
@@ -108,10 +113,11 @@ def test_same_scores(name, attention, options):
 
 @pytest.mark.parametrize("length", [1, 4000])
 @pytest.mark.parametrize("name", ["llama", "mistral-sliding", "gemma3"])
-def test_prompt_lengths(name, length):
+@pytest.mark.parametrize("step", ["dynamic", "static"])
+def test_prompt_lengths(name, length, step):
     new = 20 if length > 1 else NEW
-    compare(build(name), prompt(length), {}, new=new)
-    compare(build(name), prompt(length), SAMPLING["temperature"], new=new)
+    compare(build(name), prompt(length), {}, new=new, step=step)
+    compare(build(name), prompt(length), SAMPLING["temperature"], new=new, step=step)
 
 
 def test_the_first_step_verifies_a_draft():
@@ -145,19 +151,21 @@ def test_earlier_requests_leave_no_frequencies_behind():
 
 
 @pytest.mark.parametrize("name", ["gpt2", "opt", "gptj", "mpt"])
-def test_drafts_end_with_the_position_table(name):
-    compare(build(name, "eager"), prompt(100), {}, new=28)  # tables hold 128
+@pytest.mark.parametrize("step", ["dynamic", "static"])
+def test_drafts_end_with_the_position_table(name, step):
+    compare(build(name, "eager"), prompt(100), {}, new=28, step=step)  # tables hold 128
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "falcon-alibi", "mistral-sliding", "opt"])
-def test_padding_in_the_prompt(name):
+@pytest.mark.parametrize("step", ["dynamic", "static"])
+def test_padding_in_the_prompt(name, step):
     model, ids = build(name, "eager"), prompt()
     mask = torch.ones_like(ids)
     mask[:, :5] = 0
-    _, statistics = compare(model, ids, {"attention_mask": mask})
+    _, statistics = compare(model, ids, {"attention_mask": mask}, step=step)
     assert sum(statistics.accepted.values()) > 30
     mask[:, 11] = 0
-    compare(model, ids, {"attention_mask": mask} | SAMPLING["temperature"])
+    compare(model, ids, {"attention_mask": mask} | SAMPLING["temperature"], step=step)
 
 
 def test_pad_tokens_in_the_prompt_are_masked_as_generate_masks_them():
@@ -200,10 +208,11 @@ def test_bfloat16_runs():
         assert tokens.shape == expected.shape
 
 
-def test_chunks_count_from_the_first_token_behind_padding():
+@pytest.mark.parametrize("step", ["dynamic", "static"])
+def test_chunks_count_from_the_first_token_behind_padding(step):
     for length, padding in ((62, 3), (40, 9), (24, 20)):
         mask = (torch.arange(length, device=DEVICE) >= padding).long()[None]
-        _, statistics = compare(build("llama4"), prompt(length), {"attention_mask": mask}, new=40)
+        _, statistics = compare(build("llama4"), prompt(length), {"attention_mask": mask}, new=40, step=step)
         assert sum(statistics.accepted.values()) > 20
 
 

@@ -3,6 +3,7 @@
 from hdraft.decoding.cache import GrowingCache
 from hdraft.decoding.costs import measure_costs
 from hdraft.decoding.generate import custom_generate, generate
+from hdraft.decoding.static import StepKind
 from hdraft.decoding.statistics import Statistics
 from hdraft.decoding.stream import StreamedToken, stream
 from hdraft.decoding.support import UnsupportedError
@@ -10,6 +11,7 @@ from hdraft.decoding.support import UnsupportedError
 __all__ = [
     "GrowingCache",
     "Statistics",
+    "StepKind",
     "StreamedToken",
     "UnsupportedError",
     "custom_generate",

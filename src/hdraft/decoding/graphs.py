@@ -1,6 +1,8 @@
 """A step as a CUDA graph, and compiled: what torch offers against the time between small kernels."""
 
 from collections.abc import Callable
+from itertools import count
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -8,6 +10,9 @@ from torch import Tensor
 
 Program = Callable[[], None]
 """Reads and writes the same memory at every call."""
+
+
+_numbers = count()
 
 
 def capture(run: Program, device: torch.device, pool: Any) -> Program:
@@ -43,8 +48,13 @@ def graph_pool(device: torch.device) -> Any:
     return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
 
-def compiled(forward: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
-    """`forward` compiled as a whole at its first call; what it cannot compile raises there."""
+def compiled(forward: FunctionType, device: torch.device) -> Callable[..., Tensor]:
+    """`forward` compiled as a whole at its first call; what it cannot compile raises there.
+
+    Each result is compiled by itself: torch counts compilations by a function's code, and gives up after eight.
+    """
+    name = f"{forward.__name__}_{next(_numbers)}"
+    own = FunctionType(forward.__code__.replace(co_name=name), forward.__globals__, name)
     # on a GPU, products of a matrix and a single row come near the memory's speed only if their kernels are tuned
     options: Any = {"coordinate_descent_tuning": True} if device.type == "cuda" else None
-    return torch.compile(forward, fullgraph=True, options=options)
+    return torch.compile(own, fullgraph=True, options=options)

@@ -15,6 +15,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
+from types import FunctionType
 from typing import Any, Literal, NamedTuple, cast, get_args
 from weakref import WeakKeyDictionary, ref
 
@@ -26,7 +27,7 @@ from transformers import PreTrainedModel
 from hdraft.decoding.cache import GrowingCache
 from hdraft.decoding.graphs import Program, capture, compiled, graph_pool
 from hdraft.decoding.masks import Span, padded_rows
-from hdraft.decoding.static_cache import Layout, StaticCache, StaticLayer
+from hdraft.decoding.static_cache import Layout, StaticCache, StaticLayer, bucket
 from hdraft.decoding.support import embedding_weight, tolerance
 from hdraft.drafting.tree import DraftTree
 
@@ -39,6 +40,11 @@ ROWS = (1, 4, 8, 16, 32, 64)
 
 PROGRAMS = 32
 """The most programs, and graphs, kept for a sequence; of more, the one not used for longest is dropped."""
+
+TOKENS, BUDGET = 2048, 64
+"""What buffers are made for at least: tokens of a sequence, and draft tokens of a step. Others mean other graphs."""
+
+_SETTINGS = frozenset((bool, int, float, str))
 
 logger = logging.getLogger(__name__)
 
@@ -115,12 +121,11 @@ class StaticStep:
         self.state = _state(model)
         self.spans = {"": spans} if isinstance(spans, Span) else spans
         self.number_format = embedding_weight(model).dtype
-        self.capacity, self.rows = capacity, padded(rows)
+        self.capacity, self.rows = bucket(max(capacity, TOKENS)), padded(max(rows, 1 + BUDGET))
         self.kind = kind
-        self.cache = StaticCache(growing, capacity, self.rows)
+        self.cache = StaticCache(growing, self.capacity, self.rows)
         self.programs: OrderedDict[tuple[int, ...], Program] = OrderedDict()
         self.pool = graph_pool(self.device)
-        self.compiled = compiled(_forward, self.device) if kind == "compiled" else _forward
         layouts, masks = len(self.cache.layouts), len(self.spans)
         split = 8 * (1 + layouts + (2 + masks) * self.rows)
         with torch.inference_mode(False):
@@ -203,8 +208,9 @@ class StaticStep:
         while self.kind != "static":
             expected = self._logits(rows).clone()
             try:
-                forward = self._compiled if self.kind == "compiled" else _forward
-                program = capture(partial(self._run, forward, rows, columns), self.device, self.pool)
+                run = partial(self._run, self._compiled if self.kind == "compiled" else _forward, rows, columns)
+                run()  # what is compiled is compiled before it is captured
+                program = capture(run, self.device, self.pool)
                 program()
                 if (difference := _difference(self._logits(rows), expected)) is None:
                     return program
@@ -264,7 +270,10 @@ class StaticStep:
         for tensor, dimension in varying:
             if tensor.shape[dimension] > 1:
                 torch._dynamo.mark_dynamic(tensor, dimension)
-        return self.compiled(model, cache, ids, positions, mask)
+        with _lock:
+            if model not in _compiled:
+                _compiled[model] = compiled(cast(FunctionType, _forward), self.device)
+        return _compiled[model](model, cache, ids, positions, mask)
 
 
 def _forward(model: PreTrainedModel, cache: StaticCache, ids: Tensor, positions: Tensor, mask: Any) -> Tensor:
@@ -289,6 +298,7 @@ def _difference(logits: Tensor, expected: Tensor) -> float | None:
 # One idle step a model, so that a request finds the memory, the graphs and the compiled code of the one before. A
 # request that begins while another runs makes its own.
 _idle: WeakKeyDictionary[PreTrainedModel, StaticStep] = WeakKeyDictionary()
+_compiled: WeakKeyDictionary[PreTrainedModel, Callable[..., Tensor]] = WeakKeyDictionary()
 _failed: WeakKeyDictionary[PreTrainedModel, set[StepKind]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
@@ -336,17 +346,22 @@ def _best(model: PreTrainedModel, kind: StepKind) -> StepKind:
 
 def _state(model: PreTrainedModel) -> int:
     """A number that changes with the model: its parameters' addresses, the settings and hooks of its modules."""
-    parts: list[object] = []
+    parts: list[object] = [model.config._attn_implementation]
     for module in model.modules():
         parts.append(type(module))
-        for name, value in vars(module).items():
-            if isinstance(value, bool | int | float | str | tuple) or name == "forward":
-                parts.append((name, str(value)))
-            elif name.endswith("_hooks"):
-                parts.append((name, *map(id, value.values())))
-            elif isinstance(value, list) and all(isinstance(each, str) for each in value):
-                parts.append((name, *value))
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None:
-                parts.append((tensor.data_ptr(), tensor.dtype, tensor.shape))
-    return hash((*parts, model.config._attn_implementation))
+        settings = vars(module)
+        for value in settings.values():
+            if type(value) in _SETTINGS:
+                parts.append(value)
+            elif type(value) is list:
+                parts.append(str([each for each in value if type(each) in _SETTINGS]))
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            if hooks:
+                parts.append((*map(id, hooks.values()),))
+        if "forward" in settings:
+            parts.append(id(settings["forward"]))
+        for tensors in (module._parameters, module._buffers):
+            for tensor in tensors.values():
+                if tensor is not None:
+                    parts.append((tensor.data_ptr(), tensor.dtype))
+    return hash(tuple(parts))

@@ -99,7 +99,7 @@ class Target:
         self.budget = budget
         self.max_length = max_length
         if step != "dynamic" and (obstacle := self._obstacle()) is not None:
-            _say_once(f"{type(model).__name__}: steps are dynamic and not {step}: {obstacle}")
+            say_once(f"{type(model).__name__}: steps are dynamic and not {step}: {obstacle}")
             self.step = "dynamic"
 
     def restore(self) -> None:
@@ -226,7 +226,7 @@ class Target:
             self.static = take(self.model, self.cache, self.spans, capacity, rows, self.step)
         except torch.OutOfMemoryError:
             name = type(self.model).__name__
-            _say_once(f"{name}: steps are dynamic and not {self.step}: no memory for buffers of {capacity} tokens")
+            say_once(f"{name}: steps are dynamic and not {self.step}: no memory for buffers of {capacity} tokens")
             self.step = "dynamic"
             return False
         self.static.begin(self.cache, self.left_padding)
@@ -270,5 +270,6 @@ class Target:
 
 
 @cache
-def _say_once(message: str) -> None:
+def say_once(message: str) -> None:
+    """Log a line that has not been logged before."""
     logger.warning(message)
