@@ -55,7 +55,7 @@ part() {  # part NAME LEAST COMMAND…: left out where fewer than LEAST seconds 
   echo "== $name, at most $granted s"
   timeout --kill-after=5 "$granted" "$@" > "$output/$name.log" 2>&1 || code=$?
   case $code in
-    0) note "$name" done $((SECONDS - begin)); return ;;
+    0) rm "$output/$name.log"; note "$name" done $((SECONDS - begin)); return ;;
     124 | 137) note "$name" "cut off: its figures are of what it had done, see $name.log" $((SECONDS - begin)) ;;
     *) note "$name" "failed with $code, see $name.log" $((SECONDS - begin)); tail -n 3 "$output/$name.log" >&2 ;;
   esac
