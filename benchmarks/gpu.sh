@@ -69,28 +69,28 @@ replayed() {
 }
 
 if [[ $device == cuda* ]]; then
-  grant 80
+  grant 50
   part lossless 20 "$PYTHON" benchmarks/lossless.py --device "$device" --steps dynamic captured \
     --seconds $((granted * 3 / 4)) --json "$output/lossless.json"
-  grant 90
-  part precision 30 "$PYTHON" benchmarks/precision.py --device "$device" --prompts 5 --json "$output/precision.json"
-  grant 200
-  replayed "$shape-float16" 60 "$shape" float16
-  grant 100
+  grant 50
+  part precision 20 "$PYTHON" benchmarks/precision.py --device "$device" --step captured --prompts 3 \
+    --json "$output/precision.json"
+  grant 150  # nothing is compiled here, so that nothing can keep it from coming to its end
+  replayed "$shape-float16-captured" 60 "$shape" float16 --step captured \
+    --methods generate ordinary pld published hd-27 hd-64 hd-adaptive
+  grant 190
+  replayed "$shape-float16-compiled" 100 "$shape" float16 --step compiled \
+    --methods generate generate-static ordinary hd-64 hd-adaptive
+  grant 80
   free=$("$PYTHON" -c 'import torch; print(torch.cuda.mem_get_info()[0] // 10**9)')
   if [[ $shape != llama-2-7b ]]; then :
-  elif ((free < 40)); then note llama-2-13b-float16 "left out: $free GB are free, it takes 40" 0
-  else replayed llama-2-13b-float16 60 llama-2-13b float16 --turns 12
-  fi
-  grant 60
-  replayed "$shape-bfloat16" 60 "$shape" bfloat16 --turns 12
-  if "$PYTHON" -c 'import pytest' 2> "$scratch/pytest"; then
-    grant 60
-    part pytest 40 env HDRAFT_DEVICE="$device" OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q -x -p no:cacheprovider \
-      tests/decoding/test_lossless.py
+  elif ((free < 40)); then note llama-2-13b-float16-captured "left out: $free GB are free, it takes 40" 0
   else
-    note pytest 'left out: it is not installed' 0
+    replayed llama-2-13b-float16-captured 60 llama-2-13b float16 --step captured \
+      --methods generate ordinary published hd-64 hd-adaptive
   fi
+  grant 0
+  replayed "$shape-bfloat16-captured" 50 "$shape" bfloat16 --step captured --methods generate ordinary hd-64 hd-adaptive
 else
   grant 60
   part lossless 10 "$PYTHON" benchmarks/lossless.py --device "$device" --steps dynamic static --seconds 30 \

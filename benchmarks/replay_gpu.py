@@ -14,6 +14,7 @@ import argparse
 import gzip
 import io
 import json
+import logging
 import lzma
 import sys
 import tempfile
@@ -215,6 +216,10 @@ class Run:
         self.sizes: dict[int, tuple[Seconds, Seconds]] = {}
         self.mat_checked = False
         self.missing: list[str] = []
+        self.log: list[str] = []
+        handler = logging.Handler()
+        handler.emit = lambda record: self.log.append(record.getMessage())  # type: ignore[method-assign]
+        logging.getLogger("hdraft").addHandler(handler)
         if not arguments.device.startswith("cuda"):
             self.missing += [
                 f"no GPU was at hand: nothing was measured on one, every time here is of the {arguments.device}",
@@ -340,6 +345,7 @@ class Run:
             "dtype": arguments.dtype,
             "step": arguments.step,
             "warm_up_seconds": self.warm_up_seconds,
+            "log": self.log,
             "not_measured": self.missing,
             "mat_equals_replay": self.mat_checked,
             "categories": categories,

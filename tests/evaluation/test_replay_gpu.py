@@ -203,9 +203,9 @@ def test_a_folder_that_lacks_something_is_refused(
         (tmp_path / "generations.jsonl").write_bytes((folder / "generations.jsonl").read_bytes())
 
 
-def script(*arguments: object) -> "subprocess.CompletedProcess[str]":
+def script(*arguments: object, python: str | Path = sys.executable) -> "subprocess.CompletedProcess[str]":
     command = [str(BENCHMARKS / "gpu.sh"), *map(str, arguments)]
-    environment = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(python), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
@@ -244,3 +244,36 @@ def test_lossless_compares_with_generate(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(SystemExit, match="outputs that differ"):
         run(lossless, monkeypatch, *steps, "--json", tmp_path / "lossless.json")
     assert "0 of 4 outputs" in (tmp_path / "lossless.json").read_text()
+
+
+@pytest.mark.parametrize("free", [80, 39])
+def test_what_the_script_runs_on_a_gpu(folder: Path, tmp_path: Path, free: int) -> None:
+    """A stand-in for Python tells what it was asked for."""
+    python, calls = tmp_path / "python", tmp_path / "calls"
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] && {{ case $2 in *mem_get_info*) echo {free};; esac; exit 0; }}\n'
+        f'echo "$*" >> {calls}\ncase $* in *precision*) exit 3;; esac\n'
+    )
+    python.chmod(0o755)
+    output = tmp_path / "output"
+    done = script("--traces", folder, "--output", output, python=python)
+    assert done.returncode == 1, "a part that fails does not keep the others from running, and is not forgotten"
+    summary, ran = (output / "summary.md").read_text(), calls.read_text().splitlines()
+    assert "| precision | failed with 3, see precision.log |" in summary
+    assert sorted(path.name for path in output.iterdir()) == ["precision.log", "summary.md"]
+    assert [line.split()[0] for line in ran[:2]] == ["benchmarks/lossless.py", "benchmarks/precision.py"]
+    replays = [line.split() for line in ran[2:]]
+    assert all(each[0] == "benchmarks/replay_gpu.py" for each in replays)
+    of = [(*(each[each.index(name) + 1] for name in ("--shape", "--dtype", "--step")),) for each in replays]
+    large = [("llama-2-13b", "float16", "captured")]
+    assert of == [
+        ("llama-2-7b", "float16", "captured"),
+        ("llama-2-7b", "float16", "compiled"),
+        *(large if free >= 40 else []),
+        ("llama-2-7b", "bfloat16", "captured"),
+    ]
+    assert ("llama-2-13b-float16-captured | left out: 39 GB are free, it takes 40" in summary) == (free < 40)
+    for each in replays:
+        assert set(each[each.index("--methods") + 1 :]) <= {*METHODS, "hd-27", "hd-64"}
+    seconds = [int(each[each.index("--seconds") + 1]) for each in replays]
+    assert 150 < seconds[0] < seconds[1] <= 440 * 6 / 7 and all(each < 530 for each in seconds)

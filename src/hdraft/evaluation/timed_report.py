@@ -98,6 +98,7 @@ def markdown(record: dict[str, Any]) -> str:
         "batch of one, a random model of that shape, recorded tokens. What the figures mean: docs/gpu.md.",
         "",
         *(f"- **Not measured**: {each}." for each in record["not_measured"]),
+        *(f"- Log: {each}." for each in record["log"]),
         "- Every MAT equals that of the replay without a model."
         if record["mat_equals_replay"]
         else "- **No MAT was compared with that of the replay: the run has not come to its end.**",
