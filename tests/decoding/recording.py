@@ -29,7 +29,7 @@ class Recording(TorchDispatchMode):
             raise RuntimeError(f"operation not permitted when stream is capturing: {operation}")
         kwargs = kwargs or {}
         result = operation(*args, **kwargs)
-        made, given = _tensors(result), {_memory(each) for each in _tensors((args, kwargs))}
+        made, given = tensors(result), {_memory(each) for each in tensors((args, kwargs))}
         if operation._schema.is_mutable or not all(_memory(each) in given for each in made):  # not a mere view
             self.calls.append((operation, args, kwargs, made))
         return result
@@ -37,12 +37,13 @@ class Recording(TorchDispatchMode):
     def __call__(self) -> None:
         with torch.no_grad():
             for operation, args, kwargs, made in self.calls:
-                for old, new in zip(made, _tensors(operation(*args, **kwargs)), strict=True):
+                for old, new in zip(made, tensors(operation(*args, **kwargs)), strict=True):
                     if old.data_ptr() != new.data_ptr():
                         old.copy_(new)
 
 
-def _tensors(values: Any) -> list[Tensor]:
+def tensors(values: Any) -> list[Tensor]:
+    """The tensors in nested lists, tuples and dictionaries."""
     return [each for each in tree_flatten(values)[0] if isinstance(each, Tensor)]
 
 

@@ -14,7 +14,7 @@ from architectures import NEW, PROMPT, VOCABULARY, build
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import OracleDrafter
-from recording import WAITS, record
+from recording import WAITS, record, tensors
 from test_lossless import compare, prompt
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -448,3 +448,31 @@ def test_half_precision_runs():
     oracle = OracleDrafter(VOCABULARY, expected[0].tolist(), PROMPT)
     tokens = generate(model, prompt(), oracle, max_new_tokens=30, step="static")
     assert tokens.shape == expected.shape
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuses operations over tensors of two devices, other than copies; on `meta`, a GPU that computes nothing."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        devices = {each.device for each in tensors((args, kwargs))}
+        copies = operation in (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
+        assert copies or len(devices) < 2, f"{operation} over {devices}"
+        assert copies or operation not in WAITS
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_step_stays_on_the_device(name, attention):
+    model = copy.deepcopy(build(name, attention)).to("meta")
+    target = Target(model, step="static", budget=8)
+    tree = DraftTree([3, 4, 5, 6, 7], [-1, -1, 0, 1, 2])
+    with torch.no_grad(), OneDevice():
+        target.forward(prompt()[0].numpy())
+        for path in ([], [1, 3], [0, 2, 4], [0]):
+            target.keep(path)
+            logits = target.forward(np.array([3]), tree)
+            assert logits.device.type == "meta" and logits.shape == (6, VOCABULARY)
+        target.keep([1, 3])
+        target.close(keep_cache=True)
+    assert {layer.keys.device.type for layer in target.cache.layers} == {"meta"}
