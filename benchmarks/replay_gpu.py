@@ -18,7 +18,8 @@ import logging
 import lzma
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -201,14 +202,27 @@ def build_databases(generations: npt.NDArray[Any], corpus: npt.NDArray[Any], of:
         StatisticsDatabase.from_tokens(corpus, of.vocab_size, of.eos_token_id).save_pretrained(folder / "D_s")
 
 
+@contextmanager
+def log_lines() -> Iterator[list[str]]:
+    """What hdraft says in its log meanwhile: what could not be had, and why."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("hdraft").addHandler(handler)
+    try:
+        yield lines
+    finally:
+        logging.getLogger("hdraft").removeHandler(handler)
+
+
 class Run:
     """One run of the benchmark: what it is of, and what it has measured up to now."""
 
-    def __init__(self, arguments: argparse.Namespace, requests: list[Request], databases: Path) -> None:
+    def __init__(self, arguments: argparse.Namespace, requests: list[Request], databases: Path, log: list[str]) -> None:
         self.arguments = arguments
         self.requests = requests
         self.databases = databases
-        self.methods = [Method.of(name) for name in arguments.methods]
+        self.methods = [Method.of(name) for name in dict.fromkeys(arguments.methods)]
         self.model = random_model(arguments.shape, arguments.dtype, arguments.device)
         self.bandwidth = copy_bandwidth(arguments.device)
         self.costs: Seconds = np.ones(1)
@@ -216,10 +230,7 @@ class Run:
         self.sizes: dict[int, tuple[Seconds, Seconds]] = {}
         self.mat_checked = False
         self.missing: list[str] = []
-        self.log: list[str] = []
-        handler = logging.Handler()
-        handler.emit = lambda record: self.log.append(record.getMessage())  # type: ignore[method-assign]
-        logging.getLogger("hdraft").addHandler(handler)
+        self.log = log
         if not arguments.device.startswith("cuda"):
             self.missing += [
                 f"no GPU was at hand: nothing was measured on one, every time here is of the {arguments.device}",
@@ -424,21 +435,23 @@ def main() -> None:
         raise SystemExit("--turns must be at least 1 and --tokens at least 2")
     quieten()
     vocabulary = Vocabulary(32000, 2)
-    try:
-        for name in arguments.methods:
-            Method.of(name)
-        trace, generations, corpus = read_folder(arguments.traces, vocabulary)
-        if vocabulary_of(trace) > vocabulary.vocab_size:
-            raise ValueError(
-                f"{arguments.traces} holds ids above {vocabulary.vocab_size - 1}: not of Llama 2's tokenizer"
-            )
-    except (OSError, ValueError) as error:
-        raise SystemExit(str(error)) from None
-    with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
+    with tempfile.TemporaryDirectory() as scratch, torch.no_grad(), log_lines() as log:
         databases = arguments.databases or Path(scratch)
-        build_databases(generations, corpus, vocabulary, databases)
+        try:
+            for name in arguments.methods:
+                Method.of(name)
+            if set(arguments.methods) == {"generate-static"} and not arguments.device.startswith("cuda"):
+                raise ValueError("generate-static is for a GPU: name other methods")
+            trace, generations, corpus = read_folder(arguments.traces, vocabulary)
+            if vocabulary_of(trace) > vocabulary.vocab_size:
+                raise ValueError(
+                    f"{arguments.traces}: ids of {vocabulary.vocab_size} and more, not Llama 2's tokenizer"
+                )
+            build_databases(generations, corpus, vocabulary, databases)
+        except (OSError, ValueError) as error:
+            raise SystemExit(str(error)) from None
         print(f"databases ready after {perf_counter() - begin:.1f} s", file=sys.stderr, flush=True)
-        run = Run(arguments, select(trace, arguments.turns, arguments.tokens), databases)
+        run = Run(arguments, select(trace, arguments.turns, arguments.tokens), databases, log)
         run.warm_up()
 
         def write() -> None:

@@ -181,6 +181,7 @@ def test_what_is_packed_reads_as_what_it_was(folder: Path, tmp_path: Path) -> No
     [
         (("--device", "cuda"), "there is no GPU: give --device cpu"),
         (("--device", "cpu", "--methods", "rest"), r"no method rest: there are generate, .* hd-64"),
+        (("--device", "cpu", "--methods", "generate-static"), "generate-static is for a GPU"),
         (("--device", "cpu", "--json", "none/figures.json"), "there is no folder none"),
         (("--device", "cpu", "--tokens", "1"), "--tokens at least 2"),
     ],
