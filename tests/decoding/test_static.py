@@ -23,7 +23,7 @@ from hdraft.decoding.cache import GrowingCache
 from hdraft.decoding.masks import Span, padded_rows, tree_mask
 from hdraft.decoding.static import PROGRAMS, ROWS, padded
 from hdraft.decoding.static_cache import SPARE, StaticCache, bucket
-from hdraft.decoding.target import Target, say_once
+from hdraft.decoding.target import Target
 from hdraft.drafting.tree import DraftTree
 
 
@@ -226,7 +226,7 @@ def test_many_models_are_compiled_in_one_process(monkeypatch):
     ("phi3-longrope", "depend on the text's length"),
 ])  # fmt: skip
 def test_what_cannot_be_static_is_dynamic_and_says_why(name, why, caplog):
-    say_once.cache_clear()
+    static._said.clear()
     model = build(name, "eager")
     for _ in range(2):
         compare(model, prompt(), {}, new=40, step="captured")

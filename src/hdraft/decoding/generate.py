@@ -171,7 +171,7 @@ def starter(
             position_ids,
             prefills_in_chunks=chunk is not None,
             step=kind,
-            budget=0 if drafter is None else budget,
+            budget=0 if drafter is None else budget + _branch(drafter),
             max_length=max_length,
         )
         return _with_output(
@@ -245,6 +245,11 @@ def _choice(
         output_scores=bool(recorded and options.output_scores),
         output_logits=bool(recorded and options.output_logits),
     )
+
+
+def _branch(drafter: Drafter) -> int:
+    """The most nodes of a drafter's lookahead branch."""
+    return getattr(drafter, "window", 0) * (getattr(drafter, "level", 1) - 1)
 
 
 def _with_output(

@@ -1,5 +1,6 @@
 """A step as a CUDA graph, and compiled: what torch offers against the time between small kernels."""
 
+import threading
 from collections.abc import Callable
 from itertools import count
 from types import FunctionType
@@ -11,7 +12,9 @@ from torch import Tensor
 Program = Callable[[], None]
 """Reads and writes the same memory at every call."""
 
-
+_capturing = threading.Lock()  # only one capture may be under way in a process
+_streams: dict[torch.device, torch.cuda.Stream] = {}  # graphs share memory only if they were captured on one stream
+_broken: list[Any] = []  # torch still points to a graph whose capture could not be ended
 _numbers = count()
 
 
@@ -21,30 +24,38 @@ def capture(run: Program, device: torch.device, pool: Any) -> Program:
     Args:
         run: has run before, so that nothing is set up in it any more; must not wait for the device.
         device: where it works.
-        pool: the memory that graphs share, from `graph_pool`; they are not to be replayed at the same time.
+        pool: the memory that graphs share, from `graph_pool`; they are not to be replayed at the same time. Of no
+            more use if this raises.
 
     Raises:
-        RuntimeError: `run` does what a graph cannot hold.
+        Exception: what `run` raises under capture, where it does what a graph cannot hold.
     """
     if device.type != "cuda":
         return run
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.device(device), torch.cuda.stream(stream):
-        for _ in range(2):  # libraries set themselves up for a new stream
-            run()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    # other threads may allocate memory meanwhile
-    with (
-        torch.cuda.device(device),
-        torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
-    ):
-        run()
+    with _capturing, torch.cuda.device(device):
+        if device not in _streams:
+            _streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        graph, stream, current = torch.cuda.CUDAGraph(), _streams[device], torch.cuda.current_stream(device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # libraries set themselves up for a new stream
+                run()
+        current.wait_stream(stream)
+        try:
+            # other threads may allocate memory meanwhile
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                run()
+        except BaseException as error:
+            torch.cuda.set_stream(current)  # what torch leaves undone when a capture cannot be ended
+            _broken.append(graph)
+            while error.__context__ is not None:  # the first of them is the cause
+                error = error.__context__
+            raise error from None
     return graph.replay
 
 
 def graph_pool(device: torch.device) -> Any:
-    """Memory for the graphs of one sequence; None where there are no graphs."""
+    """Memory for graphs of one sequence; None where there are no graphs."""
     return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
 
@@ -58,3 +69,26 @@ def compiled(forward: FunctionType, device: torch.device) -> Callable[..., Tenso
     # on a GPU, products of a matrix and a single row come near the memory's speed only if their kernels are tuned
     options: Any = {"coordinate_descent_tuning": True} if device.type == "cuda" else None
     return torch.compile(own, fullgraph=True, options=options)
+
+
+class Order:
+    """What was queued on a device's current stream, for another to wait for; nothing where nothing is queued."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.event = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self.device = device
+
+    def mark(self) -> None:
+        """All that has been queued until now."""
+        if self.event is not None:
+            self.event.record(torch.cuda.current_stream(self.device))
+
+    def follow(self) -> None:
+        """Let the current stream wait for it."""
+        if self.event is not None:
+            torch.cuda.current_stream(self.device).wait_event(self.event)
+
+    def wait(self) -> None:
+        """Let the host wait for it."""
+        if self.event is not None:
+            self.event.synchronize()

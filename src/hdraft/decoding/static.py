@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hdraft.decoding.cache import GrowingCache
-from hdraft.decoding.graphs import Program, capture, compiled, graph_pool
+from hdraft.decoding.graphs import Order, Program, capture, compiled, graph_pool
 from hdraft.decoding.masks import Span, padded_rows
 from hdraft.decoding.static_cache import Layout, StaticCache, StaticLayer, bucket
 from hdraft.decoding.support import embedding_weight, tolerance
@@ -38,20 +38,24 @@ captured as a CUDA graph; captured alone; run operation by operation; and a step
 ROWS = (1, 4, 8, 16, 32, 64)
 """The numbers of rows that a step is padded to; those beyond are multiples of 16."""
 
-PROGRAMS = 32
+PROGRAMS = 128
 """The most programs, and graphs, kept for a sequence; of more, the one not used for longest is dropped."""
 
 TOKENS, BUDGET = 2048, 64
 """What buffers are made for at least: tokens of a sequence, and draft tokens of a step. Others mean other graphs."""
 
-_SETTINGS = frozenset((bool, int, float, str))
+_TORCH = "2.13"  # before, a capture that fails may leave torch's random numbers in disorder
+
+_IMPOSSIBLE = -1e4  # logits below are those of tokens that the model rules out
+
+State = tuple[object, ...]
 
 logger = logging.getLogger(__name__)
 
 
 def default_step(model: PreTrainedModel) -> StepKind:
     """How steps are run unless it is said: in the best way on a GPU, where small kernels cost; elsewhere they grow."""
-    return "compiled" if model.device.type == "cuda" else "dynamic"
+    return "compiled" if model.device.type == "cuda" and torch.__version__ >= _TORCH else "dynamic"
 
 
 def padded(rows: int) -> int:
@@ -103,6 +107,7 @@ class StaticStep:
         capacity: int,
         rows: int,
         kind: StepKind,
+        state: State,
     ) -> None:
         """Take the memory for a sequence.
 
@@ -112,20 +117,22 @@ class StaticStep:
             spans: how far back layers look, see `layer_spans`.
             capacity, rows: see above.
             kind: not "dynamic".
+            state: the model's.
 
         Raises:
             torch.OutOfMemoryError: it does not fit.
         """
         self.model = ref(model)
         self.device = model.device
-        self.state = _state(model)
-        self.spans = {"": spans} if isinstance(spans, Span) else spans
+        self.state = state
+        self.spans = _by_type(spans)
         self.number_format = embedding_weight(model).dtype
         self.capacity, self.rows = bucket(max(capacity, TOKENS)), padded(max(rows, 1 + BUDGET))
         self.kind = kind
         self.cache = StaticCache(growing, self.capacity, self.rows)
         self.programs: OrderedDict[tuple[int, ...], Program] = OrderedDict()
         self.pool = graph_pool(self.device)
+        self.copied, self.queued = Order(self.device), Order(self.device)
         layouts, masks = len(self.cache.layouts), len(self.spans)
         split = 8 * (1 + layouts + (2 + masks) * self.rows)
         with torch.inference_mode(False):
@@ -155,8 +162,10 @@ class StaticStep:
         """
         rows = padded(1 + len(tree))
         columns = self.cache.prepare(length, rows)
+        self.copied.wait()  # as a rule for nothing: whoever reads logits has waited for more
         self._fill(rows, token, tree, length, position)
         self.there.buffer.copy_(self.host.buffer, non_blocking=True)
+        self.copied.mark()
         key = (rows, *columns)
         if key not in self.programs:
             if len(self.programs) == PROGRAMS:
@@ -180,9 +189,15 @@ class StaticStep:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def end(self, growing: GrowingCache, length: int) -> None:
-        """Give the text, of `length` tokens, back."""
-        self.cache.store(growing, length)
+    def end(self, growing: GrowingCache, length: int, copy: bool = True) -> None:
+        """Give the text, of `length` tokens, back: a copy of it, or with the buffers that it is in."""
+        self.cache.store(growing, length, copy)
+
+    def drop(self) -> None:
+        """Let go of graphs and buffers now, and not when the collector finds the circle of programs and step."""
+        self.queued.wait()
+        self.programs.clear()
+        self.__dict__.pop("program", None)
 
     def fits(self, length: int, rows: int) -> bool:
         """Whether a step of so many rows behind `length` tokens fits."""
@@ -205,6 +220,9 @@ class StaticStep:
         """The step for such inputs, as far as it can be compiled and captured; tried on the inputs that are there."""
         eager = partial(self._run, _forward, rows, columns)
         eager()
+        if self.kind == "compiled" and not self.programs:
+            name = type(self.model()).__name__
+            say_once(f'{name}: compiling its step, which takes seconds to minutes; step="captured" does without')
         while self.kind != "static":
             expected = self._logits(rows).clone()
             try:
@@ -215,6 +233,10 @@ class StaticStep:
                 if (difference := _difference(self._logits(rows), expected)) is None:
                     return program
                 reason = f"logits differ by {difference:.1g} of their spread"
+            except torch.OutOfMemoryError:
+                say_once(f"{type(self.model()).__name__}: no memory to have all steps {self.kind}: some are static")
+                self.pool = graph_pool(self.device)
+                break
             except Exception as error:  # whatever compilation and capture may raise means that they do not work
                 reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
             self._fall_back(reason)
@@ -223,9 +245,10 @@ class StaticStep:
 
     def _fall_back(self, reason: str) -> None:
         model = cast(PreTrainedModel, self.model())
-        failed = self.kind
-        _failed.setdefault(model, set()).add(failed)
-        self.kind = _best(model, failed)
+        failed, (then, others) = self.kind, _failed.get(model, (self.state, set[StepKind]()))
+        _failed[model] = self.state, {failed} | (others if then == self.state else set())
+        self.kind = _best(model, self.state, failed)
+        self.pool = graph_pool(self.device)
         logger.warning("%s: steps are %s and not %s: %s", type(model).__name__, self.kind, failed, reason)
 
     def _logits(self, rows: int) -> Tensor:
@@ -290,16 +313,21 @@ def _forward(model: PreTrainedModel, cache: StaticCache, ids: Tensor, positions:
 
 def _difference(logits: Tensor, expected: Tensor) -> float | None:
     """How far logits are from what they should be, as a part of their spread; None if no further than rounding goes."""
-    spread = float(expected.float().std(dim=-1).max())
-    difference = float((logits.float() - expected.float()).abs().max()) / max(spread, 1e-12)
-    return None if difference < tolerance(expected.dtype) else difference
+    closeness = tolerance(expected.dtype)
+    logits, expected = logits.float(), expected.float()
+    possible = expected > _IMPOSSIBLE
+    if not torch.equal(possible, logits > _IMPOSSIBLE):
+        return float("inf")
+    spread = max(float(expected[possible].std()), 1e-12)
+    difference = float((logits - expected).abs()[possible].max()) / spread
+    return None if difference < closeness else difference
 
 
 # One idle step a model, so that a request finds the memory, the graphs and the compiled code of the one before. A
 # request that begins while another runs makes its own.
 _idle: WeakKeyDictionary[PreTrainedModel, StaticStep] = WeakKeyDictionary()
 _compiled: WeakKeyDictionary[PreTrainedModel, Callable[..., Tensor]] = WeakKeyDictionary()
-_failed: WeakKeyDictionary[PreTrainedModel, set[StepKind]] = WeakKeyDictionary()
+_failed: WeakKeyDictionary[PreTrainedModel, tuple[State, set[StepKind]]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
@@ -315,53 +343,82 @@ def take(
 
     It will not do if the model has changed since: graphs hold addresses and what was true when they were captured.
     """
-    kind = _best(model, kind)
     with _lock:
         step = _idle.pop(model, None)
-    if (
-        step is not None
-        and step.kind == kind
-        and step.capacity >= capacity
-        and step.rows >= rows
-        and step.state == _state(model)
-    ):
-        return step
-    del step  # its memory, before more is taken
-    return StaticStep(model, growing, spans, capacity, rows, kind)
+    state = _state(model)
+    kind = _best(model, state, kind)
+    if step is not None:
+        wanted = (kind, _by_type(spans), state)
+        if (step.kind, step.spans, step.state) == wanted and step.capacity >= capacity and step.rows >= rows:
+            step.queued.follow()
+            return step
+        step.drop()
+    return StaticStep(model, growing, spans, capacity, rows, kind, state)
 
 
 def give_back(step: StaticStep) -> None:
     """Keep a step for the next request."""
     model = step.model()
     if model is not None:
+        step.queued.mark()
         with _lock:
             _idle[model] = step
 
 
-def _best(model: PreTrainedModel, kind: StepKind) -> StepKind:
-    failed = _failed.get(model, set())
+def say_once(message: str) -> None:
+    """Log a line that has not been logged before."""
+    if message not in _said:
+        _said.add(message)
+        logger.warning(message)
+
+
+_said: set[str] = set()
+
+
+def _best(model: PreTrainedModel, state: State, kind: StepKind) -> StepKind:
+    """The first kind from `kind` on that has not failed for the model as it is."""
+    then, failed = _failed.get(model, (state, set[StepKind]()))
     kinds = get_args(StepKind)
-    return next(each for each in kinds[kinds.index(kind) :] if each not in failed)
+    return next(each for each in kinds[kinds.index(kind) :] if then != state or each not in failed)
 
 
-def _state(model: PreTrainedModel) -> int:
-    """A number that changes with the model: its parameters' addresses, the settings and hooks of its modules."""
-    parts: list[object] = [model.config._attn_implementation]
+def _by_type(spans: dict[str, Span] | Span) -> dict[str, Span]:
+    return {"": spans} if isinstance(spans, Span) else spans
+
+
+def _state(model: PreTrainedModel) -> State:
+    """What a graph of the model holds for true: the addresses of tensors, settings of modules, hooks.
+
+    It takes about a millisecond for a model of 32 layers.
+    """
+    parts: list[object] = [model.config.to_json_string(use_diff=False), model.config._attn_implementation]
     for module in model.modules():
         parts.append(type(module))
-        settings = vars(module)
-        for value in settings.values():
-            if type(value) in _SETTINGS:
+        for name, value in vars(module).items():
+            kind = type(value)
+            if kind in _SETTINGS:
                 parts.append(value)
-            elif type(value) is list:
-                parts.append(str([each for each in value if type(each) in _SETTINGS]))
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            if hooks:
-                parts.append((*map(id, hooks.values()),))
-        if "forward" in settings:
-            parts.append(id(settings["forward"]))
-        for tensors in (module._parameters, module._buffers):
-            for tensor in tensors.values():
-                if tensor is not None:
-                    parts.append((tensor.data_ptr(), tensor.dtype))
-    return hash(tuple(parts))
+            elif (kind is dict or kind is OrderedDict) and not value:
+                pass
+            elif name.endswith("_hooks"):
+                parts += value  # a hook's number is never used again; an address may be
+            elif name not in ("_modules", "_non_persistent_buffers_set"):
+                parts.append(_plain(value))
+    return tuple(parts)
+
+
+_SETTINGS = frozenset((bool, int, float, str))
+
+
+def _plain(value: Any) -> object:
+    if isinstance(value, Tensor):
+        if type(value) not in (Tensor, torch.nn.Parameter) and hasattr(value, "__tensor_flatten__"):
+            return tuple(_plain(getattr(value, name)) for name in value.__tensor_flatten__()[0])
+        return value.data_ptr(), value.dtype, value.shape, value.stride()
+    if isinstance(value, dict):
+        return tuple((str(key), _plain(each)) for key, each in value.items())
+    if isinstance(value, list | tuple | set | frozenset):
+        return tuple(map(_plain, value))
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return id(value) if callable(value) else type(value)

@@ -175,7 +175,8 @@ class StaticCache(Cache):
         columns = []
         for layout in self.layouts.values():
             layout.make_room(length, rows)
-            columns.append(bucket(length - layout.dropped + rows))
+            # by the text's length, of which a window's slots are a part: no bucket comes a second time
+            columns.append(bucket(min(length + rows, layout.capacity)))
         return tuple(columns)
 
     def keep(self, start: int, path: list[int]) -> None:
@@ -194,13 +195,14 @@ class StaticCache(Cache):
             layer.keys[:, :, :visible] = cast(Tensor, source.keys)
             layer.values[:, :, :visible] = cast(Tensor, source.values)
 
-    def store(self, growing: GrowingCache, length: int) -> None:
-        """Give `growing` the first `length` tokens."""
+    def store(self, growing: GrowingCache, length: int, copy: bool) -> None:
+        """Give `growing` the first `length` tokens: a copy, or the buffers themselves, which takes no memory."""
         for layer, target in self._pairs(growing):
             layout = layer.layout
             end = length - layout.dropped
             visible = slice(end - layout.visible(length), end)
-            target.hold(layer.keys[:, :, visible].clone(), layer.values[:, :, visible].clone(), length)
+            keys, values = layer.keys[:, :, visible], layer.values[:, :, visible]
+            target.hold(keys.clone() if copy else keys, values.clone() if copy else values, length)
 
     def _pairs(self, growing: GrowingCache) -> Iterable[tuple[StaticLayer, GrowingLayer]]:
         for layer, other in zip(self.layers, growing.layers, strict=True):

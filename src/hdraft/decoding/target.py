@@ -1,8 +1,6 @@
 """The target model at work on one sequence: forward passes over text and draft tree, and the cache between them."""
 
-import logging
 from collections.abc import Callable
-from functools import cache
 from time import perf_counter
 from typing import Any, cast
 
@@ -14,7 +12,7 @@ from transformers import PreTrainedModel
 
 from hdraft.decoding.cache import GrowingCache
 from hdraft.decoding.masks import Span, layer_spans, tree_mask
-from hdraft.decoding.static import StaticStep, StepKind, give_back, padded, take
+from hdraft.decoding.static import StaticStep, StepKind, give_back, padded, say_once, take
 from hdraft.decoding.support import (
     PositionLimit,
     Shape,
@@ -32,8 +30,6 @@ NO_DRAFT = DraftTree.empty()
 
 AHEAD = 4096
 """Tokens that a static step takes memory for at first, of a sequence that may become longer."""
-
-logger = logging.getLogger(__name__)
 
 LONG_TEXT = 512
 """Tokens of text in one step above which a draft behind them costs more than it saves: it needs a mask, which forgoes
@@ -72,7 +68,7 @@ class Target:
             position_ids: int[1, m] of the prompt, where they are not 0, 1, 2, …
             prefills_in_chunks: whether the prompt is to be forwarded in chunks, as `prefill_chunk_size` asks.
             step: how steps behind the prompt are run.
-            budget: the most nodes of a tree in them.
+            budget: the most nodes of a tree in them, a lookahead branch's included.
             max_length: the most tokens that the sequence may have.
         """
         config = model.config.get_text_config(decoder=True)
@@ -111,9 +107,14 @@ class Target:
         self.restore()
         if self.static is not None:
             step, self.static = self.static, None
-            if keep_cache:
-                step.end(self.cache, self.length)
-            give_back(step)
+            try:
+                if keep_cache:
+                    step.end(self.cache, self.length)
+            except torch.OutOfMemoryError:
+                step.end(self.cache, self.length, copy=False)
+                step.drop()
+            else:
+                give_back(step)
 
     def _obstacle(self) -> str | None:
         """What keeps a step of this sequence from being the same program every time."""
@@ -125,6 +126,9 @@ class Target:
             return "its layers are on several devices"
         if self.attention_mask is not None and not bool(self.attention_mask[0, self.left_padding :].all()):
             return "there is padding inside of the prompt"
+        kind = self.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            return "autocast is on"
         return None
 
     def deepest_draft(self, text: int) -> int:
@@ -212,25 +216,28 @@ class Target:
 
     def _make_static(self, rows: int) -> bool:
         """See to it that the sequence is where a static step of so many rows fits; False if there is no memory."""
-        capacity = self.length + AHEAD
-        if self.static is not None:
-            if self.static.fits(self.length, rows):
+        step, self.static = self.static, None
+        capacity = min(self.length + max(self.length, AHEAD), self.max_length)
+        if step is not None:
+            if step.fits(self.length, rows):
+                self.static = step
                 return True
-            capacity = 2 * self.static.capacity
-            step, self.static = self.static, None
-            step.end(self.cache, self.length)
-            del step  # its memory, before more is taken
+            step.end(self.cache, self.length, copy=False)
+            step.drop()
         rows = max(rows, 1 + self.budget)
-        capacity = min(capacity, self.max_length) + padded(rows)
-        try:
-            self.static = take(self.model, self.cache, self.spans, capacity, rows, self.step)
-        except torch.OutOfMemoryError:
-            name = type(self.model).__name__
-            say_once(f"{name}: steps are dynamic and not {self.step}: no memory for buffers of {capacity} tokens")
+        obstacle = self._obstacle()
+        if obstacle is None:
+            try:
+                step = take(self.model, self.cache, self.spans, capacity + padded(rows), rows, self.step)
+                step.begin(self.cache, self.left_padding)
+            except torch.OutOfMemoryError:
+                obstacle = f"no memory for buffers of {capacity} tokens"
+        if obstacle is not None or step is None:
+            say_once(f"{type(self.model).__name__}: steps are dynamic and not {self.step}: {obstacle}")
             self.step = "dynamic"
             return False
-        self.static.begin(self.cache, self.left_padding)
         self.cache.reset()  # type: ignore[no-untyped-call]
+        self.static = step
         return True
 
     def _device(self, array: npt.NDArray[np.int64]) -> Tensor:
@@ -267,9 +274,3 @@ class Target:
             return mask
         zeros = torch.zeros(mask.shape, dtype=self.additive, device=mask.device)
         return zeros.masked_fill_(~mask, torch.finfo(self.additive).min)
-
-
-@cache
-def say_once(message: str) -> None:
-    """Log a line that has not been logged before."""
-    logger.warning(message)
