@@ -1,11 +1,14 @@
 """A CUDA graph for the CPU: the operations of one run, with the tensors and numbers that they had then, done again.
 
 What a graph holds is just that: kernels, addresses, and the numbers that were true at capture. So a step that replays
-right here reads all that changes from its buffers, and one that would wait for the device is refused, as at capture.
+right here reads all that changes from its buffers, and one that would wait for the device, or be given something by the
+host, is refused, as at capture.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -14,7 +17,40 @@ from torch.utils._pytree import tree_flatten
 
 from hdraft.decoding.graphs import capture
 
-WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default}
+aten = torch.ops.aten
+WAITS = {
+    aten._local_scalar_dense.default,
+    aten.nonzero.default,
+    aten.masked_select.default,
+    aten.equal.default,
+    aten.unique_dim.default,
+    aten._unique2.default,
+}
+"""Operations whose result the host has to know, on a GPU."""
+
+REFUSED = "operation not permitted when stream is capturing"
+
+
+def refuse(operation: Any, args: Any = ()) -> None:
+    """What a capture does with an operation that waits."""
+    chosen = operation is aten.index.Tensor and any(each is not None and each.dtype is torch.bool for each in args[1])
+    if operation in WAITS or chosen:
+        raise RuntimeError(f"{REFUSED}: {operation}")
+
+
+@contextmanager
+def nothing_read() -> Iterator[None]:
+    """No tensor's numbers are read by the host inside; on a CPU such reading passes by the operations."""
+
+    def refused(self: Tensor, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError(f"{REFUSED}: a tensor is read")
+
+    with (
+        mock.patch.object(Tensor, "tolist", refused),
+        mock.patch.object(Tensor, "numpy", refused),
+        mock.patch.object(Tensor, "cpu", refused),
+    ):
+        yield
 
 
 class Recording(TorchDispatchMode):
@@ -25,8 +61,9 @@ class Recording(TorchDispatchMode):
         self.calls: list[tuple[Any, Any, Any, list[Tensor]]] = []
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        if operation in WAITS:
-            raise RuntimeError(f"operation not permitted when stream is capturing: {operation}")
+        refuse(operation, args)
+        if operation is aten.lift_fresh.default and args[0].ndim:
+            raise RuntimeError(f"{REFUSED}: a tensor is made of the host's numbers")
         kwargs = kwargs or {}
         result = operation(*args, **kwargs)
         made, given = tensors(result), {_memory(each) for each in tensors((args, kwargs))}
@@ -56,6 +93,6 @@ def record(run: Callable[[], None], device: torch.device, pool: Any) -> Callable
     if device.type == "cuda":
         return capture(run, device, pool)
     recording = Recording()
-    with recording:
+    with recording, nothing_read():
         run()
     return recording

@@ -5,6 +5,7 @@ import gc
 import logging
 import threading
 import weakref
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from architectures import NEW, PROMPT, VOCABULARY, build
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import OracleDrafter
-from recording import WAITS, record, tensors
+from recording import REFUSED, Recording, nothing_read, record, refuse, tensors
 from test_lossless import compare, prompt
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,6 +25,7 @@ from hdraft.decoding.masks import Span, padded_rows, tree_mask
 from hdraft.decoding.static import PROGRAMS, ROWS, padded
 from hdraft.decoding.static_cache import SPARE, StaticCache, bucket
 from hdraft.decoding.target import Target
+from hdraft.drafting.published import PublishedDrafter
 from hdraft.drafting.tree import DraftTree
 
 
@@ -128,30 +130,45 @@ def test_a_graph_that_holds_a_number_of_its_first_step_would_be_noticed(model, m
     run = static.StaticStep._run
 
     def numbers(self, forward, rows, columns):
-        starts = self.there.starts.tolist() if rows > 1 else None
-        if starts is None:
-            return run(self, forward, rows, columns)
         there = self.there
-        self.there = there._replace(starts=torch.tensor(starts))
+        self.there = there._replace(starts=there.starts * 0 + int(self.host.starts[0]))
         run(self, forward, rows, columns)
         self.there = there
 
     monkeypatch.setattr(static.StaticStep, "_run", numbers)
-    monkeypatch.setattr("recording.WAITS", set())
     with pytest.raises(AssertionError):
         compare(model, prompt(), {}, step="captured")
 
 
-def test_graphs_are_bounded(model, monkeypatch):
+def test_graphs_are_bounded_and_the_one_not_used_for_longest_goes(model, monkeypatch):
     monkeypatch.setattr(static, "PROGRAMS", 3)
     compare(model, prompt(200), {}, new=300, step="captured")
     assert len(idle(model).programs) == 3 < PROGRAMS
+    target = Target(model, step="captured")
+    with torch.no_grad():
+        target.forward(prompt()[0].numpy())
+        for nodes in (0, 3, 7, 0, 15):
+            target.forward(np.array([3]), DraftTree(range(nodes), [-1] * nodes))
+            target.forget(PROMPT)
+    assert [rows for rows, _ in target.static.programs] == [8, 1, 16]
+
+
+def test_a_window_makes_no_graph_twice(monkeypatch):
+    monkeypatch.setattr(static, "capture", record)
+    monkeypatch.setattr("architectures.WINDOW", 100)
+    made, program = [], static.StaticStep._program
+    monkeypatch.setattr(static.StaticStep, "_program", lambda self, *key: (made.append(key), program(self, *key))[1])
+    model = copy.deepcopy(build("gemma3"))
+    compare(model, prompt(50), {}, new=900, step="captured")
+    assert len(made) == len(set(made)) == len(idle(model).programs)
+    small, large = zip(*(columns for _, columns in made), strict=True)
+    assert set(small) == {256} and set(large) == {256, 512, 768, 1024}
 
 
 def test_a_greedy_step_waits_for_nothing_before_its_logits(model):
     class Forbidding(TorchDispatchMode):
         def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-            assert operation not in WAITS
+            refuse(operation, args)
             return operation(*args, **(kwargs or {}))
 
     target = Target(model, step="captured", budget=8)
@@ -160,19 +177,27 @@ def test_a_greedy_step_waits_for_nothing_before_its_logits(model):
         target.keep([])
         tree = DraftTree([3, 4, 5, 6, 7], [-1, -1, 0, 1, 2])
         target.forward(np.array([3]), tree)  # makes the program
-        with Forbidding():
+        with Forbidding(), nothing_read():
             target.keep([1, 3])
             target.forward(np.array([4]), tree)
             target.keep([0, 2, 4])
             target.forward(np.array([4]), tree)
 
 
-def test_a_model_that_waits_is_run_eagerly_and_says_why_once(model, caplog):
+@pytest.mark.parametrize("wait", [
+    lambda states: float(states.sum()),
+    lambda states: states.tolist(),
+    lambda states: states.argmax(-1).cpu(),
+    lambda states: states[states > 0],
+    lambda states: torch.tensor([1, 2], device=states.device),
+], ids=["number", "list", "copy", "selection", "constant"])  # fmt: skip
+def test_a_model_that_waits_is_run_eagerly_and_says_why_once(model, caplog, wait):
     forward = model.model.forward
 
     def waiting(*args, **kwargs):
         output = forward(*args, **kwargs)
-        return output if float(output.last_hidden_state.sum()) > -1e9 else None
+        wait(output.last_hidden_state)
+        return output
 
     model.model.forward = waiting
     for seed in range(2):
@@ -180,7 +205,7 @@ def test_a_model_that_waits_is_run_eagerly_and_says_why_once(model, caplog):
     (record,) = [each for each in caplog.records if each.name.startswith("hdraft")]
     assert record.levelno == logging.WARNING and "\n" not in record.message
     assert "LlamaForCausalLM: steps are static and not captured" in record.message
-    assert "_local_scalar_dense" in record.message
+    assert REFUSED in record.message
     assert idle(model).kind == "static"
 
 
@@ -200,6 +225,7 @@ def test_compiled_steps(monkeypatch):
     monkeypatch.setattr(
         torch, "compile", lambda forward, **options: compiler(forward, fullgraph=True, backend="aot_eager")
     )
+    monkeypatch.setattr(static, "TOKENS", 1)  # so that a step is given all of its buffers
     for length, new in ((24, 40), (500, 40), (24, 400)):
         compare(model, prompt(length), {}, new=new, step="compiled")
     assert idle(model).kind == "compiled"
@@ -235,31 +261,72 @@ def test_what_cannot_be_static_is_dynamic_and_says_why(name, why, caplog):
     assert f"{type(model).__name__}: steps are dynamic and not captured" in message and why in message
 
 
-def test_a_model_that_changed_gets_new_programs(model):
+class Adapted(torch.nn.Module):
+    """Around a head, with settings of every sort that a forward may read."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+        self.disabled, self.sign, self.scaling, self.factors = False, -1, {"default": 1.0}, [{"of": (1.0,)}]
+        self.plain = torch.ones(VOCABULARY)
+
+    def forward(self, states):
+        logits = self.head(states) * (1 if self.disabled else self.sign) * self.scaling["default"]
+        return logits * self.factors[0]["of"][0] * self.plain
+
+
+def negate(module, inputs, output):
+    return -output
+
+
+def roll(module, inputs, output):
+    return output.roll(1, -1)
+
+
+CHANGES = {
+    "parameter": lambda head: setattr(head.head, "weight", torch.nn.Parameter(head.head.weight.detach().roll(1, 0))),
+    "setting": lambda head: setattr(head, "disabled", True),
+    "number": lambda head: setattr(head, "sign", 2),
+    "number of the same hash": lambda head: setattr(head, "sign", -2),
+    "value in a dictionary": lambda head: head.scaling.update(default=-1.0),
+    "value in a tuple": lambda head: head.factors[0].update(of=(-1.0,)),
+    "tensor that is no buffer": lambda head: setattr(head, "plain", -torch.ones(VOCABULARY)),
+    "hook": lambda head: head.register_forward_hook(roll),
+    "forward": lambda head: setattr(head, "forward", lambda states: head.head(states).roll(2, -1)),
+    "module": lambda head: setattr(head, "head", copy.deepcopy(head.head).requires_grad_(False)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_model_that_changed_gets_new_programs(model, change):
+    model.lm_head = Adapted(model.lm_head)
     compare(model, prompt(), {}, step="captured")
     first = idle(model)
     compare(model, prompt(), {}, step="captured")
     assert idle(model) is first
-    head = model.lm_head.weight.detach().roll(1, 0)
-    model.lm_head.weight = torch.nn.Parameter(head)  # at another address
+    change(model.lm_head)
     compare(model, prompt(), {}, step="captured")
     assert idle(model) is not first
 
-    class Adapted(torch.nn.Module):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner, self.disabled = inner, False
 
-        def forward(self, states):
-            return self.inner(states) * (1 if self.disabled else -1)
-
-    model.lm_head = Adapted(model.lm_head)
-    compare(model, prompt(), {}, step="captured")
-    model.lm_head.disabled = True
-    compare(model, prompt(), {}, step="captured")
-    handle = model.lm_head.register_forward_hook(lambda module, inputs, output: -output)
+def test_a_hook_in_the_place_of_another_is_seen(model):
+    handle = model.lm_head.register_forward_hook(negate)
     compare(model, prompt(), {}, step="captured")
     handle.remove()
+    handle = model.lm_head.register_forward_hook(roll)
+    compare(model, prompt(), {}, step="captured")
+
+
+def test_a_changed_configuration_is_seen(monkeypatch):
+    monkeypatch.setattr(static, "capture", record)
+    model = copy.deepcopy(build("granite"))
+    sampled = {"do_sample": True, "temperature": 2.0}
+    compare(model, prompt(), sampled, step="captured")
+    model.config.logits_scaling = 0.5
+    compare(model, prompt(), sampled, step="captured")
+    model = copy.deepcopy(build("mistral-sliding"))
+    compare(model, prompt(), {}, step="captured")
+    model.config.sliding_window = 9
     compare(model, prompt(), {}, step="captured")
 
 
@@ -284,14 +351,23 @@ def test_requests_that_run_at_the_same_time(model):
     assert [list(each) for each in zip(*outputs, strict=True)] == expected
 
 
-def test_requests_in_threads(model):
+@pytest.mark.parametrize("kind", ["static", "captured"])
+def test_requests_in_threads(model, kind, monkeypatch):
+    lock = threading.Lock()  # as only one capture may be under way on a GPU
+
+    def locked(*args):
+        with lock, Recording() as recording:
+            args[0]()
+        return recording
+
+    monkeypatch.setattr(static, "capture", locked)
     ids = [prompt(seed=seed) for seed in range(4)]
     expected = [model.generate(each, max_new_tokens=NEW).tolist() for each in ids]
     outputs = [None] * 4
 
     def request(number):
         for _ in range(3):
-            outputs[number] = generate(model, ids[number], max_new_tokens=NEW, step="static").tolist()
+            outputs[number] = generate(model, ids[number], max_new_tokens=NEW, step=kind).tolist()
 
     threads = [threading.Thread(target=request, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -309,13 +385,137 @@ def test_a_sequence_that_outgrows_its_buffers(model, monkeypatch):
     compare(copy.deepcopy(build("gemma3")), prompt(200), {}, new=300, step="captured")
 
 
-def test_without_memory_steps_are_dynamic(model, monkeypatch, caplog):
-    def none(*args):
-        raise torch.OutOfMemoryError("none left")
+def none_left(*args, **kwargs):
+    raise torch.OutOfMemoryError("none left")
 
-    monkeypatch.setattr(static, "StaticCache", none)
+
+@pytest.mark.parametrize("what", ["__init__", "load"])
+def test_without_memory_steps_are_dynamic(model, monkeypatch, caplog, what):
+    static._said.clear()
+    monkeypatch.setattr(StaticCache, what, none_left)
     compare(model, prompt(), {}, step="captured")
-    assert "no memory for buffers of" in caplog.text
+    assert "steps are dynamic and not captured: no memory for buffers of 96 tokens" in caplog.text
+
+
+def test_without_memory_to_grow_no_text_is_lost(model, monkeypatch):
+    monkeypatch.setattr("hdraft.decoding.target.AHEAD", 10)
+    monkeypatch.setattr(static, "TOKENS", 1)
+    made, init = [], StaticCache.__init__
+
+    def once(self, *args):
+        made.append(args)
+        init(self, *args) if len(made) == 1 else none_left()
+
+    monkeypatch.setattr(StaticCache, "__init__", once)
+    expected = model.generate(prompt(200), max_new_tokens=400)
+    oracle = OracleDrafter(VOCABULARY, expected[0].tolist(), 200)
+    options = {"return_dict_in_generate": True, "step": "captured"}
+    output = generate(model, prompt(200), oracle, max_new_tokens=380, **options)
+    assert output.sequences.tolist() == expected[:, :-20].tolist() and len(made) == 2
+    cache = output.past_key_values
+    assert cache.get_seq_length() == 579
+    assert generate(model, output.sequences, past_key_values=cache, max_new_tokens=20).tolist() == expected.tolist()
+
+
+def test_without_memory_at_the_end_the_cache_takes_the_buffers(model, monkeypatch):
+    store = StaticCache.store
+
+    def no_copy(self, growing, length, copy):
+        none_left() if copy else store(self, growing, length, copy)
+
+    monkeypatch.setattr(StaticCache, "store", no_copy)
+    expected = model.generate(prompt(), max_new_tokens=60)
+    output = generate(model, prompt(), max_new_tokens=30, return_dict_in_generate=True, step="captured")
+    compare(model, prompt(seed=9), {}, step="captured")  # in other buffers
+    cache = output.past_key_values
+    assert generate(model, output.sequences, past_key_values=cache, max_new_tokens=30).tolist() == expected.tolist()
+
+
+def test_a_capture_without_memory_costs_that_graph_alone(model, monkeypatch, caplog):
+    captures = []
+
+    def once(*args):
+        captures.append(args)
+        return none_left() if len(captures) == 1 else record(*args)
+
+    monkeypatch.setattr(static, "capture", once)
+    static._said.clear()
+    compare(model, prompt(), {}, step="captured")
+    step = idle(model)
+    compare(model, prompt(), {}, step="captured")
+    assert step.kind == "captured" and idle(model) is step and len(captures) == len(step.programs) > 2
+    assert caplog.text.count("no memory to have all steps captured") == 1
+
+
+def test_what_failed_is_tried_anew_on_a_model_that_changed(model, monkeypatch):
+    def untrained(*args):
+        if model.training:
+            raise RuntimeError("random numbers")
+        return record(*args)
+
+    monkeypatch.setattr(static, "capture", untrained)
+    model.train()
+    compare(model, prompt(), {}, step="captured")
+    assert idle(model).kind == "static"
+    model.eval()
+    compare(model, prompt(), {}, step="captured")
+    assert idle(model).kind == "captured"
+
+
+def test_logits_that_rule_a_token_out_are_captured(model):
+    def rule_out(module, inputs, output):
+        output[..., 7] = -torch.inf
+        output[..., 8] = torch.finfo(torch.float32).min
+        return output
+
+    model.lm_head.register_forward_hook(rule_out)
+    compare(model, prompt(), {}, step="captured")
+    assert idle(model).kind == "captured"
+
+
+def test_steps_under_autocast_are_dynamic(model, caplog):
+    static._said.clear()
+    compare(model, prompt(), {}, step="captured")
+    with torch.autocast("cpu", torch.bfloat16):
+        generate(model, prompt(), max_new_tokens=20, step="captured")
+    assert "steps are dynamic and not captured: autocast is on" in caplog.text
+    compare(model, prompt(), {}, step="captured")
+
+
+def test_layers_on_several_devices_are_dynamic(model, caplog):
+    static._said.clear()
+    model.hf_device_map = {"model": 0, "lm_head": 1}
+    compare(model, prompt(), {}, step="captured")
+    assert "steps are dynamic and not captured: its layers are on several devices" in caplog.text
+
+
+def test_buffers_are_let_go_before_others_are_made(model, monkeypatch):
+    alive, init = [], StaticCache.__init__
+    most = 0
+
+    def counted(self, *args):
+        nonlocal most
+        most = max(most, sum(each() is not None for each in alive))
+        init(self, *args)
+        alive.append(weakref.ref(self))
+
+    monkeypatch.setattr(StaticCache, "__init__", counted)
+    gc.disable()
+    try:
+        for kind in ("static", "captured", "static", "captured"):
+            generate(model, prompt(), max_new_tokens=10, step=kind)
+    finally:
+        gc.enable()
+    assert len(alive) == 4 and most == 0
+
+
+def test_a_lookahead_branch_fits_from_the_start(model):
+    made, init = [], StaticCache.__init__
+    drafter = PublishedDrafter(VOCABULARY, window=20, level=7)
+    expected = model.generate(prompt(), max_new_tokens=NEW)
+    with mock.patch.object(StaticCache, "__init__", lambda self, *args: (made.append(args), init(self, *args))[1]):
+        assert generate(model, prompt(), drafter, max_new_tokens=NEW, step="captured").tolist() == expected.tolist()
+    assert len(made) == 1
 
 
 def test_a_larger_budget_than_before(model):
@@ -457,7 +657,7 @@ class OneDevice(TorchDispatchMode):
         devices = {each.device for each in tensors((args, kwargs))}
         copies = operation in (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
         assert copies or len(devices) < 2, f"{operation} over {devices}"
-        assert copies or operation not in WAITS
+        refuse(operation, args)
         return operation(*args, **(kwargs or {}))
 
 

@@ -194,10 +194,9 @@ class StaticStep:
         self.cache.store(growing, length, copy)
 
     def drop(self) -> None:
-        """Let go of graphs and buffers now, and not when the collector finds the circle of programs and step."""
+        """Let go of graphs and buffers now; by itself the collector would have to find them. Of no more use then."""
         self.queued.wait()
-        self.programs.clear()
-        self.__dict__.pop("program", None)
+        self.__dict__.clear()
 
     def fits(self, length: int, rows: int) -> bool:
         """Whether a step of so many rows behind `length` tokens fits."""
