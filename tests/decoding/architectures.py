@@ -2,14 +2,15 @@
 
 import functools
 import inspect
+import os
 
-import pytest
 import tokenizers
 import torch
 import transformers
 from packaging.version import Version
 from transformers import PreTrainedModel
 
+DEVICE = os.environ.get("HDRAFT_DEVICE", "cpu")  # where the models and prompts of test_lossless.py are
 VOCABULARY = 160
 PROMPT, NEW = 24, 72
 WINDOW = 17  # shorter than the prompt
@@ -159,6 +160,8 @@ def attentions(name: str) -> tuple[str, ...]:
 @functools.cache
 def build(name: str, attention: str = "sdpa") -> PreTrainedModel:
     if name == "phi3-longrope" and Version(transformers.__version__) < Version("5.20"):
+        import pytest  # benchmarks/lossless.py does without
+
         pytest.skip("before transformers 5.20, generate loses the text at the switch")
     prefix, options = (FAMILIES | UNLISTED | TEXT)[name]
     config_class = getattr(transformers, f"{prefix}TextConfig", None) or getattr(transformers, f"{prefix}Config")
@@ -176,7 +179,7 @@ def build(name: str, attention: str = "sdpa") -> PreTrainedModel:
                 module.weight.normal_(0, 1)
         model.get_output_embeddings().weight.normal_(0, 0.4)
     assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight or name in CHAINS
-    return model
+    return model.to(DEVICE)
 
 
 @functools.cache

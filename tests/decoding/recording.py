@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from hdraft.decoding.graphs import capture
+
 aten = torch.ops.aten
 WAITS = {
     aten._local_scalar_dense.default,
@@ -86,8 +88,10 @@ def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def record(run: Callable[[], None], device: torch.device, pool: Any) -> Recording:
-    """In the place of `hdraft.decoding.graphs.capture`."""
+def record(run: Callable[[], None], device: torch.device, pool: Any) -> Callable[[], None]:
+    """In the place of `hdraft.decoding.graphs.capture`, where there are no graphs."""
+    if device.type == "cuda":
+        return capture(run, device, pool)
     recording = Recording()
     with recording, nothing_read():
         run()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from architectures import CHAINS, FAMILIES, NEW, PROMPT, SWITCH, UNLISTED, VOCABULARY, attentions, build
+from architectures import CHAINS, DEVICE, FAMILIES, NEW, PROMPT, SWITCH, UNLISTED, VOCABULARY, attentions, build
 from oracle import OracleDrafter
 from recording import record
 
@@ -37,7 +37,7 @@ TABLE = [(name, attention) for name in FAMILIES | UNLISTED for attention in atte
 
 
 def prompt(length=PROMPT, seed=5):
-    return torch.randint(2, VOCABULARY, (1, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(2, VOCABULARY, (1, length), generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
 def seeded(function, *args, seed=1, **kwargs):
@@ -198,7 +198,7 @@ def test_the_probe_finds_what_the_tested_families_are_known_for():
 
 
 def test_bfloat16_runs():
-    model = transformers.LlamaForCausalLM(build("llama").config).to(torch.bfloat16)
+    model = transformers.LlamaForCausalLM(build("llama").config).to(DEVICE, torch.bfloat16)
     model.load_state_dict(build("llama").state_dict())
     ids = prompt()
     for attention in ("eager", "sdpa"):
@@ -211,7 +211,7 @@ def test_bfloat16_runs():
 @pytest.mark.parametrize("step", ["dynamic", "static"])
 def test_chunks_count_from_the_first_token_behind_padding(step):
     for length, padding in ((62, 3), (40, 9), (24, 20)):
-        mask = (torch.arange(length) >= padding).long()[None]
+        mask = (torch.arange(length, device=DEVICE) >= padding).long()[None]
         _, statistics = compare(build("llama4"), prompt(length), {"attention_mask": mask}, new=40, step=step)
         assert sum(statistics.accepted.values()) > 20
 

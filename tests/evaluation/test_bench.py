@@ -177,7 +177,7 @@ def test_other_options_of_a_method_questions_or_a_machine_are_not_mixed_in(
     with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"answers with .*model = "):
         patch.setattr("hdraft.evaluation.bench._contents", lambda folder: "trained further")
         bench(setup(small, "vanilla"), small["questions"], greedy)
-    monkeypatch.setattr("hdraft.evaluation.bench._accelerator", lambda device: "a faster one")
+    monkeypatch.setattr("hdraft.evaluation.bench.accelerator", lambda device: "a faster one")
     with pytest.raises(ValueError, match="answers with machine = "):
         bench(setup(small, "vanilla"), small["questions"], greedy)
 

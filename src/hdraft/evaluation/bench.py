@@ -19,7 +19,7 @@ from hdraft.evaluation import answers, report
 from hdraft.evaluation.answering import Answerer, Setup, threads_of_each
 from hdraft.evaluation.answers import Answer, AnswerError, AnswerFile
 from hdraft.evaluation.differences import find_differences
-from hdraft.evaluation.machine import machine
+from hdraft.evaluation.machine import accelerator, machine
 from hdraft.evaluation.questions import Question, read_questions
 
 _DATABASES = ("model_database", "statistics_database")
@@ -135,7 +135,7 @@ def _settings(setup: Setup, questions: Path, num_workers: int) -> dict[str, Any]
         "questions": sha256(questions.read_bytes()).hexdigest(),
         "question_file": questions.name,
         "num_workers": num_workers,
-        "machine": {**machine(), "threads": threads, "accelerator": _accelerator(setup.device)},
+        "machine": {**machine(), "threads": threads, "accelerator": accelerator(setup.device)},
     }
 
 
@@ -145,12 +145,6 @@ def _contents(folder: Path) -> str | None:
         return None
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir() if path.is_file()]
     return sha256(repr(sorted(files)).encode()).hexdigest()[:16]
-
-
-def _accelerator(device: str) -> str | None:
-    if not torch.cuda.is_available() or not device.startswith(("auto", "cuda")):
-        return None
-    return torch.cuda.get_device_name(None if device == "auto" else device)
 
 
 def _agree(path: Path, settings: dict[str, Any]) -> None:

@@ -2,19 +2,42 @@
 
 import os
 import platform
+import shutil
+import subprocess
 from importlib.metadata import version
+
+import hdraft
 
 
 def machine() -> dict[str, str | int | None]:
     """The processor, its cores, and the versions of what runs on it."""
-    packages = ("numpy", "numba", "torch", "transformers", "hdraft")
+    packages = ("numpy", "numba", "torch", "transformers")
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "system": platform.system(),
         "python": platform.python_version(),
         **{package: version(package) for package in packages},
+        "hdraft": hdraft.__version__,  # which need not be installed
     }
+
+
+def accelerator(device: str) -> str | None:
+    """The name of the GPU that "cuda", "cuda:1" or, if there is one, "auto" stands for; None where that is none."""
+    import torch
+
+    if not torch.cuda.is_available() or not device.startswith(("auto", "cuda")):
+        return None
+    return torch.cuda.get_device_name(None if device == "auto" else device)
+
+
+def driver() -> str | None:
+    """The version of NVIDIA's driver; None where there is none."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    ask = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    answer = subprocess.run(ask, capture_output=True, text=True, check=False)
+    return next(iter(answer.stdout.split()), None) if answer.returncode == 0 else None
 
 
 def _processor() -> str:

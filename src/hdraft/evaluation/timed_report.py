@@ -1,0 +1,179 @@
+"""What the timings of several methods come to: speeds, speed-ups and parts of a step, by category; as Markdown.
+
+Every figure is given twice: over whole requests, and over what comes after the prompt's step, which no draft shortens.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hdraft.evaluation.replay import ALL, Score
+from hdraft.evaluation.timed import PARTS, Seconds, Timing
+
+Timings = Mapping[str, Sequence[Timing]]
+"""Of each method by its name, a timing of each request, the same requests for all."""
+
+BASES = ("generate", "generate-static", "ordinary")
+"""The methods that the others are compared with, where they are there."""
+
+
+def score(timings: Iterable[Timing], first: int = 0) -> Score:
+    """What was emitted and drafted from step `first` on, as a replay counts it."""
+    total = Score()
+    for timing in timings:
+        total.tokens += int(timing.emitted[first:].sum())
+        total.sizes.update(timing.drafted[first:].tolist())
+    return total
+
+
+def figures(timings: Timings) -> dict[str, dict[str, Any]]:
+    """Of each method, over at least one request, what docs/gpu.md lists."""
+    return {
+        method: {
+            "requests": len(own),
+            "tokens": score(own).tokens,
+            "steps": score(own).steps,
+            "drafted_per_step": score(own).drafted / score(own).steps,
+            **_speeds(timings, method, 0),
+            "decoding": _speeds(timings, method, 1) | {"step_milliseconds": _spread(own)},
+            "prompt_milliseconds": 1000 * float(np.median([timing.seconds[0] for timing in own])),
+        }
+        for method, own in timings.items()
+    }
+
+
+def parts(timings: Sequence[Timing]) -> dict[str, dict[str, float]] | None:
+    """The mean milliseconds of each of `PARTS` in a step: in the prompt's, and in those after it.
+
+    `rest` is what the clock around the request counted and no part did: with it, the parts add up to `total`. None for
+    `model.generate`, which does not say.
+    """
+    measured = [(timing.seconds, timing.parts) for timing in timings if timing.parts is not None]
+    result = {}
+    for name, steps in (("prompt", slice(0, 1)), ("decoding", slice(1, None))):
+        seconds = np.concatenate([every[steps] for every, _ in measured] or [np.empty(0)])
+        if len(seconds):
+            means = np.concatenate([each[steps] for _, each in measured]).mean(axis=0)
+            rest = float(seconds.mean() - means.sum())
+            result[name] = by_part(means) | {"rest": 1000 * rest, "total": 1000 * float(seconds.mean())}
+    return result or None
+
+
+def by_part(seconds: Seconds) -> dict[str, float]:
+    """Milliseconds of each of `PARTS`."""
+    return {part: 1000 * float(value) for part, value in zip(PARTS, seconds, strict=True)}
+
+
+def _speeds(timings: Timings, method: str, first: int) -> dict[str, float | None]:
+    mat, speed = score(timings[method], first).mat, _tokens_per_second(timings[method], first)
+    speeds: dict[str, float | None] = {"mat": mat, "tokens_per_second": speed}
+    for base in BASES:
+        than = _tokens_per_second(timings.get(base, ()), first)
+        speeds[f"speedup_over_{base.replace('-', '_')}"] = speed / than if speed and than else None
+    over = speeds["speedup_over_ordinary"]
+    return speeds | {"efficiency": over / mat if over else None}
+
+
+def _tokens_per_second(timings: Sequence[Timing], first: int) -> float | None:
+    seconds = sum(float(timing.seconds[first:].sum()) for timing in timings)
+    return score(timings, first).tokens / seconds if seconds else None
+
+
+def _spread(timings: Sequence[Timing]) -> dict[str, float] | None:
+    milliseconds = 1000 * np.concatenate([timing.seconds[1:] for timing in timings])
+    if not len(milliseconds):
+        return None
+    p50, p99 = np.percentile(milliseconds, (50, 99))
+    return {"mean": float(milliseconds.mean()), "p50": float(p50), "p99": float(p99)}
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The tables of what `benchmarks/replay_gpu.py` writes as JSON."""
+    versions, methods, bandwidth = record["machine"], record["methods"], record["bandwidth"]
+    lines = [
+        f"# {record['shape']}, {record['dtype']}, on {versions['accelerator'] or versions['processor']}",
+        "",
+        f"torch {versions['torch']}, transformers {versions['transformers']}, driver {versions['driver'] or 'none'}; a "
+        "batch of one, a random model of that shape, recorded tokens. What the figures mean: docs/gpu.md.",
+        "",
+        *(f"- **Not measured**: {each}." for each in record["not_measured"]),
+        *(f"- Log: {each}." for each in record["log"]),
+        "- Every MAT equals that of the replay without a model."
+        if record["mat_equals_replay"]
+        else "- **No MAT was compared with that of the replay: the run has not come to its end.**",
+    ]
+    for category in record["categories"]:
+        rows = {name: method["categories"][category] for name, method in methods.items()}
+        turns = next(iter(rows.values()))["requests"]
+        lines += ["", f"## {category}: {turns} turn{'s' if turns > 1 else ''}", ""]
+        header = ("method", "tokens/s", *(f"over {base}" for base in BASES), "MAT", "efficiency")
+        lines += _table(header, [[name, *_gains(row)] for name, row in rows.items()])
+    if record["categories"]:
+        rows = {name: method["categories"][ALL] for name, method in methods.items()}
+        lines += ["", "## After the prompt's step", ""]
+        header = ("method", "tokens/s", *(f"over {base}" for base in BASES), "MAT", "efficiency", "ms a step", "p99")
+        spreads = {name: row["decoding"]["step_milliseconds"] or {} for name, row in rows.items()}
+        lines += _table(
+            header,
+            [
+                [name, *_gains(row["decoding"]), *(_number(spreads[name].get(key), 3) for key in ("p50", "p99"))]
+                for name, row in rows.items()
+            ],
+        )
+        for kind, title in (
+            ("decoding", "A step after the prompt's, by part"),
+            ("prompt", "The prompt's step, by part"),
+        ):
+            lines += ["", f"## {title}: mean milliseconds", ""]
+            taken = {name: (method["parts_milliseconds"] or {}).get(kind) for name, method in methods.items()}
+            lines += _table(
+                ("method", *PARTS, "rest", "total"),
+                [
+                    [name, *(_number(each[part], 3) for part in (*PARTS, "rest", "total"))]
+                    for name, each in taken.items()
+                    if each
+                ],
+            )
+        lines += ["", "## Beside the time", ""]
+        lines += _table(
+            ("method", "steps are", "drafted a step", "the prompt's step, ms", "warm-up, s", "peak memory, GiB"),
+            [
+                [
+                    name,
+                    methods[name]["steps_are"] or "transformers'",
+                    *(_number(row[key]) for key in ("drafted_per_step", "prompt_milliseconds")),
+                    _number(methods[name]["warm_up_seconds"]),
+                    _number(methods[name]["peak_memory_bytes"] and methods[name]["peak_memory_bytes"] / 2**30),
+                ]
+                for name, row in rows.items()
+            ],
+        )
+    lines += [
+        "",
+        f"## A step by its size, behind {bandwidth['cached_tokens']} tokens",
+        "",
+        f"A copy within memory reads and writes {bandwidth['copy_bytes_per_second'] / 1e9:,.1f} GB/s. A step reads at "
+        f"least {bandwidth['weight_bytes'] / 1e9:.3f} GB of weights and {bandwidth['cache_bytes'] / 1e9:.3f} GB of "
+        f"cache, which takes {bandwidth['floor_milliseconds']:.3f} ms: the floor.",
+        "",
+    ]
+    keys = ("drafted", "rows", "milliseconds", "to_one_row", "share_of_floor")
+    lines += _table(
+        ("drafted", "rows", "ms", "to one row", "floor / ms"),
+        [[_number(row[key], 0 if index < 2 else 3) for index, key in enumerate(keys)] for row in record["sizes"]],
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _gains(row: dict[str, Any]) -> list[str]:
+    over = (f"speedup_over_{base.replace('-', '_')}" for base in BASES)
+    return [_number(row["tokens_per_second"], 1), *(_number(row[key]) for key in (*over, "mat", "efficiency"))]
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
