@@ -1,5 +1,6 @@
 """A step as a CUDA graph, and compiled: what torch offers against the time between small kernels."""
 
+import sys
 import threading
 from collections.abc import Callable
 from itertools import count
@@ -35,6 +36,7 @@ def capture(run: Program, device: torch.device, pool: Any) -> Program:
     with _capturing, torch.cuda.device(device):
         if device not in _streams:
             _streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        handled = sys.exception()
         graph, stream, current = torch.cuda.CUDAGraph(), _streams[device], torch.cuda.current_stream(device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
@@ -48,7 +50,7 @@ def capture(run: Program, device: torch.device, pool: Any) -> Program:
         except BaseException as error:
             torch.cuda.set_stream(current)  # what torch leaves undone when a capture cannot be ended
             _broken.append(graph)
-            while error.__context__ is not None:  # the first of them is the cause
+            while error.__context__ not in (None, handled):  # the first of them is the cause
                 error = error.__context__
             raise error from None
     return graph.replay
