@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 from hdraft.decoding.cache import GrowingCache
 from hdraft.decoding.graphs import Order, Program, capture, compiled, graph_pool
 from hdraft.decoding.masks import Span, padded_rows
+from hdraft.decoding.state import State, model_state
 from hdraft.decoding.static_cache import Layout, StaticCache, StaticLayer, bucket
 from hdraft.decoding.support import embedding_weight, tolerance
 from hdraft.drafting.tree import DraftTree
@@ -48,8 +49,6 @@ TOKENS, BUDGET = 2048, 64
 _TORCH = "2.13"  # before, a capture that fails may leave torch's random numbers in disorder
 
 _IMPOSSIBLE = -1e4  # logits below are those of tokens that the model rules out
-
-State = tuple[object, ...]
 
 logger = logging.getLogger(__name__)
 
@@ -350,7 +349,7 @@ def take(
     """
     with _lock:
         step = _idle.pop(model, None)
-    state = _state(model)
+    state = model_state(model)
     kind = _best(model, state, kind)
     if step is not None:
         wanted = (kind, _by_type(spans), state)
@@ -389,41 +388,3 @@ def _best(model: PreTrainedModel, state: State, kind: StepKind) -> StepKind:
 
 def _by_type(spans: dict[str, Span] | Span) -> dict[str, Span]:
     return {"": spans} if isinstance(spans, Span) else spans
-
-
-def _state(model: PreTrainedModel) -> State:
-    """What a graph of the model holds for true: the addresses of tensors, settings of modules, hooks.
-
-    It takes about a millisecond for a model of 32 layers.
-    """
-    parts: list[object] = [model.config.to_json_string(use_diff=False), model.config._attn_implementation]
-    for module in model.modules():
-        parts.append(type(module))
-        for name, value in vars(module).items():
-            kind = type(value)
-            if kind in _SETTINGS:
-                parts.append(value)
-            elif (kind is dict or kind is OrderedDict) and not value:
-                pass
-            elif name.endswith("_hooks"):
-                parts += value  # a hook's number is never used again; an address may be
-            elif name not in ("_modules", "_non_persistent_buffers_set"):
-                parts.append(_plain(value))
-    return tuple(parts)
-
-
-_SETTINGS = frozenset((bool, int, float, str))
-
-
-def _plain(value: Any) -> object:
-    if isinstance(value, Tensor):
-        if type(value) not in (Tensor, torch.nn.Parameter) and hasattr(value, "__tensor_flatten__"):
-            return tuple(_plain(getattr(value, name)) for name in value.__tensor_flatten__()[0])
-        return value.data_ptr(), value.dtype, value.shape, value.stride()
-    if isinstance(value, dict):
-        return tuple((str(key), _plain(each)) for key, each in value.items())
-    if isinstance(value, list | tuple | set | frozenset):
-        return tuple(map(_plain, value))
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return id(value) if callable(value) else type(value)
