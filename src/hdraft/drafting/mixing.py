@@ -190,7 +190,7 @@ def _add(mixture: Mixture, n: int, token: int, share: float, least: float, level
 
 @kernel
 def _enough(least: float) -> int:
-    """Of how many occurrences a continuation that makes up `least` of them is one of two or three."""
+    """How many occurrences to look at, to see a continuation that makes up `least` of them two or three times."""
     probes = PROBES
     while probes > _FEWEST and probes * least > 2.5:
         probes >>= 1
