@@ -56,8 +56,10 @@ def walk(trie: SuffixTrie, array: SuffixArray, context: tuple[int, ...], root: i
     return handle
 
 
-def listed(trie: SuffixTrie, array: SuffixArray, handle: int) -> tuple[list[int], list[float], int]:
-    first, end, shape = continuations(trie, array, handle)
+def listed(
+    trie: SuffixTrie, array: SuffixArray, handle: int, probes: int = PROBES
+) -> tuple[list[int], list[float], int]:
+    first, end, shape = continuations(trie, array, handle, probes)
     return trie.token[first:end].tolist(), trie.share[first:end].tolist(), shape
 
 
@@ -119,8 +121,11 @@ def test_a_cleared_trie_knows_nothing_of_before(before: list[list[int]], after: 
     check_against_text(trie, new, joined(after), sorted(contexts_of(joined(after))))
 
 
-@given(st.dictionaries(st.integers(2, 90), st.integers(1, 300), min_size=1, max_size=80))
-def test_of_many_occurrences_the_shares_are_right_to_within_the_sampling(counts: dict[int, int]) -> None:
+counted = st.dictionaries(st.integers(2, 90), st.integers(1, 300), min_size=1, max_size=80)
+
+
+@given(counted, st.sampled_from([1, 16, PROBES]))
+def test_of_many_occurrences_the_shares_are_right_to_within_the_sampling(counts: dict[int, int], probes: int) -> None:
     total = sum(counts.values())
     array = sorted_array([token for after, n in counts.items() for token in [1, after, EOS] * n], 91)
     trie = allocate(64, (array,))
@@ -128,16 +133,50 @@ def test_of_many_occurrences_the_shares_are_right_to_within_the_sampling(counts:
     if total == 1:
         assert handle < 0
         return
-    candidates, shares, shape = listed(trie, array, handle)
+    candidates, shares, shape = listed(trie, array, handle, probes)
     assert occurred(trie, array, handle) == total
     assert len(set(candidates)) == len(candidates)
     assert shares == sorted(shares, reverse=True)
     assert sum(shares) <= 1 + 1e-6
     for token, share in zip(candidates, shares, strict=True):
-        assert share == pytest.approx(counts[token] / total, abs=1 / PROBES if total > PROBES else 1e-6)
+        assert share == pytest.approx(counts[token] / total, abs=1 / probes if total > probes else 1e-6)
     left_out = [counts[token] / total for token in counts.keys() - set(candidates)]
-    assert max(left_out, default=0.0) <= shares[-1] + 1 / PROBES
+    assert max(left_out, default=0.0) <= shares[-1] + 1 / probes
     assert shape == (0 if len(counts) == 1 or shares[0] == 1 else 1 if shares[0] >= 0.5 else 2)
+
+
+@given(counted, st.permutations(range(1, 92)), st.sampled_from([0, 1, 16, PROBES]))
+def test_what_was_probed_of_a_context_finds_each_longer_one_as_a_search_does(
+    counts: dict[int, int], order: list[int], probes: int
+) -> None:
+    """Whichever of its continuations were found, in whatever order they are asked for."""
+    array = sorted_array([token for after, n in counts.items() for token in [1, after, EOS] * n], 91)
+    trie = allocate(256, (array,))
+    handle = walk(trie, array, (1,))
+    if handle >= 0 and probes:
+        listed(trie, array, handle, probes)
+    for token in order:
+        longer = step_down(trie, array, handle, token)
+        assert occurred(trie, array, longer) == counts.get(token, 0)
+        if longer >= 0:
+            assert listed(trie, array, longer)[0] == [EOS]
+
+
+def test_a_context_is_probed_again_only_for_more_probes() -> None:
+    array = sorted_array([token for after in range(2, 42) for token in [1, after, EOS] * 5], 91)
+    trie = allocate(64, (array,))
+    handle = walk(trie, array, (1,))
+    found = [len(listed(trie, array, handle, probes)[0]) for probes in (16, 8, 32, 16)]
+    assert found == [16, 16, 32, 32]
+
+
+def test_without_room_for_more_probes_what_was_found_is_listed() -> None:
+    array = sorted_array([token for after in range(2, 42) for token in [1, after, EOS] * 5], 91)
+    trie = allocate(4, (array,))  # room for 32 continuations
+    handle = walk(trie, array, (1,))
+    found = listed(trie, array, handle, 16)
+    assert len(found[0]) == 16
+    assert listed(trie, array, handle, 64) == found
 
 
 def guarded(values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
@@ -180,10 +219,10 @@ def test_without_room_contexts_are_unknown_and_nothing_else_is_written(
 
 
 def test_without_room_for_continuations_none_are_listed() -> None:
-    """A trie of 8 contexts has room for 64 continuations, one context's with as many occurrences."""
+    """A trie of 16 contexts has room for 128 continuations, one context's with as many occurrences."""
     tokens = [1, 2, EOS] * PROBES
     array = sorted_array(tokens)
-    trie = SuffixTrie(*(guarded(values) for values in allocate(8, (array,))))
+    trie = SuffixTrie(*(guarded(values) for values in allocate(16, (array,))))
     for context, room in (((1,), True), ((2,), False), ((1,), True), ((1, 2), False)):
         handle = walk(trie, array, context)
         assert occurred(trie, array, handle) == PROBES

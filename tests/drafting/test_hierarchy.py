@@ -215,32 +215,36 @@ def test_a_text_is_drafted_the_same_whether_it_came_at_once_or_in_pieces() -> No
     assert np.allclose(ours.probabilities, theirs.probabilities)
 
 
-def wandering(seed: int, n: int) -> list[int]:
+def wandering(seed: int, n: int, vocab_size: int = 30) -> list[int]:
     """A text of many contexts, each of which recurs."""
     random = np.random.default_rng(seed)
-    parts = random.integers(1, 30, (12, 9))
+    parts = random.integers(1, vocab_size, (12, 9))
     return [token for i in random.integers(12, size=-(-n // 9)) for token in parts[i].tolist()][:n]
 
 
-def rooms(room: int, monkeypatch: pytest.MonkeyPatch) -> list[hierarchy.HierarchySession]:
+def rooms(room: int, monkeypatch: pytest.MonkeyPatch, vocab_size: int = 30) -> list[hierarchy.HierarchySession]:
     """Two sessions of the same request: one with plenty of room for contexts of D_m and D_s, one with `room`."""
-    model_database = ModelDatabase.from_documents([wandering(seed, 200) for seed in range(5)], 30, EOS)
-    model_database.learn(wandering(5, 150))
-    general = StatisticsDatabase.from_documents([wandering(seed, 300) for seed in range(6, 10)], 30, EOS)
-    drafter = HierarchyDrafter(30, model_database, general)
+    model_database = ModelDatabase.from_documents(
+        [wandering(seed, 200, vocab_size) for seed in range(5)], vocab_size, EOS
+    )
+    model_database.learn(wandering(5, 150, vocab_size))
+    documents = [wandering(seed, 300, vocab_size) for seed in range(6, 10)]
+    general = StatisticsDatabase.from_documents(documents, vocab_size, EOS)
+    drafter = HierarchyDrafter(vocab_size, model_database, general)
     sessions = []
     for contexts in (hierarchy._CONTEXTS, room):
         monkeypatch.setattr(hierarchy, "_CONTEXTS", contexts)
-        sessions.append(drafter.session(wandering(10, 50)))
+        sessions.append(drafter.session(wandering(10, 50, vocab_size)))
     return sessions
 
 
 def test_contexts_forgotten_between_steps_change_no_tree(monkeypatch: pytest.MonkeyPatch) -> None:
-    plenty, little = rooms(640, monkeypatch)
+    """Where every occurrence is looked at: of more, a context once opened for a likelier node has more probes."""
+    plenty, little = rooms(400, monkeypatch, vocab_size=1000)
     cleared: list[object] = []
     clear = continuations.clear
     monkeypatch.setattr(continuations, "clear", lambda *arguments: (cleared.append(arguments[0]), clear(*arguments)))
-    text = wandering(11, 300)
+    text = wandering(11, 300, 1000)
     drafted = 0
     for begin in range(0, len(text), 2):
         trees = [session.propose(6) for session in (plenty, little)]

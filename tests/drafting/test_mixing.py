@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hdraft.drafting import matching, mixing
 from hdraft.drafting.context import MAX_LENGTH
+from hdraft.drafting.continuations import PROBES
 from hdraft.drafting.hierarchy import HierarchyDrafter
 from hdraft.drafting.matching import LEVELS, SUFFIX_LENGTH
 from hdraft.drafting.mixing import Weights
@@ -236,6 +237,21 @@ def test_fresh_factors_leave_out_no_token_that_is_likely_enough(
     found = request.mix(0, least)
     for token, chance in request.mix(0).items():
         assert found.get(token, 0.0) == pytest.approx(chance, abs=2 * least)
+
+
+@given(st.floats(0.0, 4.0))
+def test_what_is_sought_is_seen_twice_among_the_occurrences_looked_at_if_any_number_of_them_shows_it(
+    least: float,
+) -> None:
+    probes = mixing._enough(least)
+    assert mixing._FEWEST <= probes <= PROBES
+    assert probes * least > 1.25 or probes == PROBES
+    assert probes * least <= 2.5 or probes == mixing._FEWEST
+
+
+@given(st.floats(-mixing._RATE, mixing._RATE))
+def test_the_exponential_of_a_step_is_close(step: float) -> None:
+    assert mixing._exp(step) == pytest.approx(math.exp(step), rel=3e-5)
 
 
 @given(texts, corpora, corpora, corpora, st.integers(0, 4))

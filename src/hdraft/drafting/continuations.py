@@ -2,8 +2,9 @@
 
 A suffix array answers by binary search through memory that no cache holds, and a request asks for the same contexts
 again and again, step after step. So each context that is asked for becomes a node here, found again by a hash of its
-parent and its last token; its continuations are counted when they are first needed, and kept most frequent first. With
-the tokens `5 6 5 7 5 6 0` of one document:
+parent and its last token; its continuations are counted when they are first needed, and kept most frequent first. Of
+many occurrences some are looked at, evenly spaced; these probes say, too, between which ranks each continuation's are,
+so that little is left to search. With the tokens `5 6 5 7 5 6 0` of one document:
 
     root ── 5 (ranks 1 to 3): opened, 6 twice, 7 once
               └── 6 (ranks 1 to 2): not opened yet
@@ -19,13 +20,13 @@ import numpy.typing as npt
 
 from hdraft.drafting.context import NONE, slot_of
 from hdraft.drafting.kernel import kernel
-from hdraft.drafting.suffixes import SuffixArray, narrow, occurrences
+from hdraft.drafting.suffixes import SuffixArray, first_rank, narrow, occurrences
 
-PROBES = 64
-"""Of a context with more occurrences, so many evenly spaced ones are counted."""
+PROBES = 128
+"""The most occurrences of a context that are looked at; no more than fit a byte."""
 
 _KEPT = 48  # continuations kept of a context, the most frequent
-_LOW, _HIGH, _LENGTH, _PARENT, _TOKEN, _FIRST, _COUNT, _SHAPE = range(8)
+_LOW, _HIGH, _LENGTH, _PARENT, _TOKEN, _FIRST, _COUNT, _PROBES = range(8)
 _NODES, _ENTRIES = 0, 1  # what `sizes` holds
 _CLOSED = -1
 
@@ -33,10 +34,11 @@ _CLOSED = -1
 class SuffixTrie(NamedTuple):
     """The trie's arrays, with room to grow; where there is none left, contexts count as unknown until it is cleared."""
 
-    node: npt.NDArray[np.int64]  # [nodes, 8] range of ranks, length, parent, token, first entry, entries, shape
+    node: npt.NDArray[np.int64]  # [nodes, 8] range of ranks, length, parent, token, first entry, entries, probes
     table: npt.NDArray[np.int32]  # [2**m] open-addressing hash of (parent, token) -> node, 0: free
     token: npt.NDArray[np.int32]  # [entries] continuations, those of a node next to each other, most frequent first …
-    share: npt.NDArray[np.float32]  # [entries] … and how often each follows, relative to all
+    share: npt.NDArray[np.float32]  # [entries] … how often each follows, relative to all …
+    probe: npt.NDArray[np.uint8]  # [entries, 2] … and the first and the last probe that found it
     sizes: npt.NDArray[np.int64]
 
 
@@ -47,6 +49,7 @@ def allocate(nodes: int, arrays: tuple[SuffixArray, ...]) -> SuffixTrie:
         np.empty(1 << (2 * nodes - 1).bit_length(), np.int32),
         np.empty(8 * nodes, np.int32),
         np.empty(8 * nodes, np.float32),
+        np.empty((8 * nodes, 2), np.uint8),
         np.zeros(2, np.int64),
     )
     clear(trie, arrays)
@@ -111,14 +114,38 @@ def _range(trie: SuffixTrie, array: SuffixArray, node: int, token: int) -> tuple
     low, high, length = trie.node[node, _LOW], trie.node[node, _HIGH], trie.node[node, _LENGTH]
     if length == 0:
         return occurrences(array, token)
-    first, count = trie.node[node, _FIRST], trie.node[node, _COUNT]
-    if first != _CLOSED and high - low <= PROBES and count < _KEPT:  # every continuation is listed
-        listed = False
-        for entry in range(first, first + count):
-            listed |= trie.token[entry] == token
-        if not listed:
-            return low, low
-    return narrow(array, low, high, length, token)
+    first = trie.node[node, _FIRST]
+    if first == _CLOSED:
+        return narrow(array, low, high, length, token)
+    probes = trie.node[node, _PROBES]
+    stride = _stride(high - low, probes)
+    begin, end = low, high
+    for entry in range(first, first + trie.node[node, _COUNT]):
+        some, last = int(trie.probe[entry, 0]), int(trie.probe[entry, 1])
+        if trie.token[entry] < token:
+            begin = max(begin, low + _probe(last, stride) + 1)
+        elif trie.token[entry] > token:
+            end = min(end, low + _probe(some, stride))
+        else:  # it is that of these probes, and not that of those beside them
+            begin = low + _probe(some - 1, stride) + 1 if some else low
+            end = low + _probe(last + 1, stride) if last + 1 < probes else high
+            return (
+                first_rank(array, begin, low + _probe(some, stride), length, token),
+                first_rank(array, low + _probe(last, stride) + 1, end, length, token + 1),
+            )
+    return narrow(array, begin, end, length, token)
+
+
+@kernel
+def _stride(count: int, probes: int) -> int:
+    """How far apart the probes of so many occurrences are, times 2**16: to divide at each probe takes longer."""
+    return int((np.int64(count) << 16) // np.int64(probes))
+
+
+@kernel
+def _probe(i: int, stride: int) -> int:
+    """Which occurrence the i-th probe looks at: all of them where there is a probe for each."""
+    return ((2 * i + 1) * stride) >> 17
 
 
 @kernel
@@ -130,52 +157,57 @@ def occurred(trie: SuffixTrie, array: SuffixArray, handle: int) -> int:
 
 
 @kernel
-def continuations(trie: SuffixTrie, array: SuffixArray, node: int) -> tuple[int, int, int]:
-    """What follows a context: its first entry, the one after its last, and its shape.
+def continuations(trie: SuffixTrie, array: SuffixArray, node: int, probes: int) -> tuple[int, int, int]:
+    """What follows a context, as `probes` of its occurrences or more tell.
 
-    The shape is 0 where all continuations are the same, 1 where one makes up half of them, 2 where they are diverse.
+    Returns its first entry, the one after its last, and its shape: 0 where all continuations are the same, 1 where one
+    makes up half of them, 2 where they are diverse.
     """
-    if trie.node[node, _FIRST] == _CLOSED and not _open(trie, array, node):
+    probes = min(probes, int(trie.node[node, _HIGH] - trie.node[node, _LOW]))
+    closed = trie.node[node, _FIRST] == _CLOSED
+    if (closed or trie.node[node, _PROBES] < probes) and not _open(trie, array, node, probes) and closed:
         return 0, 0, 0
-    first = trie.node[node, _FIRST]
-    return int(first), int(first + trie.node[node, _COUNT]), int(trie.node[node, _SHAPE])
+    first, count = int(trie.node[node, _FIRST]), int(trie.node[node, _COUNT])
+    shape = 0
+    if count and trie.share[first] < 1.0:
+        shape = 1 if trie.share[first] >= 0.5 else 2
+    return first, first + count, shape
 
 
 @kernel
-def _open(trie: SuffixTrie, array: SuffixArray, node: int) -> bool:
+def _open(trie: SuffixTrie, array: SuffixArray, node: int, probes: int) -> bool:
     """Count the continuations of a context; returns whether there was room for them."""
     low, high, length = trie.node[node, _LOW], trie.node[node, _HIGH], trie.node[node, _LENGTH]
-    probes = min(high - low, PROBES)
     first = trie.sizes[_ENTRIES]
     if first + probes > len(trie.token):
         return False
+    stride = _stride(high - low, probes)
     for i in range(probes):
-        position = np.int64(array.suffixes[low + ((2 * i + 1) * (high - low)) // (2 * probes)]) + length
+        position = np.int64(array.suffixes[low + _probe(i, stride)]) + length
         trie.token[first + i] = array.tokens[position] if 0 <= position < len(array.tokens) else -1
     # Equals are neighbours: count them, then put the frequent ones first.
     count, begin = 0, 0
     for end in range(1, probes + 1):
         if end == probes or trie.token[first + end] != trie.token[first + begin]:
-            token, seen = trie.token[first + begin], np.float32(end - begin)
-            begin = end
-            place = first + count
+            token, share = trie.token[first + begin], np.float32((end - begin) / probes)
+            some, begin = begin, end
             if token < 0:
                 continue
-            while place > first and trie.share[place - 1] < seen:
+            place = first + count
+            while place > first and trie.share[place - 1] < share:
                 trie.share[place] = trie.share[place - 1]
                 trie.token[place] = trie.token[place - 1]
+                trie.probe[place, 0] = trie.probe[place - 1, 0]
+                trie.probe[place, 1] = trie.probe[place - 1, 1]
                 place -= 1
-            trie.share[place] = seen
+            trie.share[place] = share
             trie.token[place] = token
+            trie.probe[place, 0] = some
+            trie.probe[place, 1] = end - 1
             count += 1
-    shape = 0
-    if count and trie.share[first] < probes:
-        shape = 1 if 2 * trie.share[first] >= probes else 2
     count = min(count, _KEPT)
-    for entry in range(first, first + count):
-        trie.share[entry] /= np.float32(probes)
     trie.sizes[_ENTRIES] = first + count
     trie.node[node, _FIRST] = first
     trie.node[node, _COUNT] = count
-    trie.node[node, _SHAPE] = shape
+    trie.node[node, _PROBES] = probes
     return True

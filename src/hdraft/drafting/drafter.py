@@ -82,7 +82,7 @@ def check_ids(token_ids: TokenIds, vocab_size: int) -> npt.NDArray[np.int32]:
         ValueError: they are not one sequence of integers, or one is outside the vocabulary.
     """
     ids = np.asarray(token_ids)
-    if ids.ndim != 1 or (len(ids) and not np.issubdtype(ids.dtype, np.integer)):
+    if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
         raise ValueError(f"token ids must be one sequence of integers, not {ids.dtype}{list(ids.shape)}")
     if not ids.dtype.isnative:
         ids = ids.astype(ids.dtype.newbyteorder("="))

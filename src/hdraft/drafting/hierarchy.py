@@ -43,20 +43,28 @@ class Growth(NamedTuple):
     Each has a slot in `node` for as long as it is kept.
     """
 
-    probability: npt.NDArray[np.float64]  # in that order
-    slot: npt.NDArray[np.int64]  # in that order
+    probability: npt.NDArray[np.float64]  # [slots] in that order
+    slot: npt.NDArray[np.int64]  # [slots] in that order
     node: npt.NDArray[np.int32]  # [slots, 5] token, parent, depth, level, `mixing.limits`
 
 
+class Grown(NamedTuple):
+    """The arrays of a `DraftTree`, to be filled."""
+
+    nodes: npt.NDArray[np.int32]  # [3, nodes] tokens, parents, depths
+    sources: npt.NDArray[np.uint8]
+    probabilities: npt.NDArray[np.float32]
+
+
 @kernel
-def _offer(growth: Growth, nodes: int, waiting: int, probability: float) -> tuple[int, int]:
+def _offer(growth: Growth, room: int, nodes: int, waiting: int, probability: float) -> tuple[int, int]:
     """Keep a candidate if it is among the likeliest that there is room for.
 
     Returns its slot, or -1, and how many candidates are kept.
     """
     place = nodes + waiting
     slot = place
-    if place == len(growth.slot):
+    if place == room:
         if probability <= growth.probability[place - 1]:
             return -1, waiting
         place -= 1
@@ -86,20 +94,21 @@ def grow(
 
     Args:
         prices: float64[budget + 1], see `BudgetRule.prices`; all zero to fill the budget.
-        growth: with room for `budget` nodes.
+        growth: with room for `budget` nodes or more.
     """
+    room = len(prices) - 1
     nodes, waiting, probability, depth = 0, 0, 1.0, 0
     gain, best, best_nodes = 0.0, -prices[0], 0
     while True:
         least = max(_LEAST, least_worthwhile(prices, nodes, gain, best))
         if depth < max_depth:  # row `nodes` is the node made last, or the text
             cutoff = max(_LEAST, least / 4)  # likely nodes before it may yet make a less likely one worth its place
-            if nodes + waiting == len(growth.slot):
+            if nodes + waiting == room:
                 cutoff = max(cutoff, growth.probability[nodes + waiting - 1])
             for i in range(mixing.mix(databases, matches, nodes, weights, 2.5 * cutoff / probability, mixture)):
                 reached = probability * mixture.probability[i] * (_DEEPER if depth else 1.0)
                 if reached >= cutoff and 0 <= mixture.token[i] < vocab_size:
-                    slot, waiting = _offer(growth, nodes, waiting, reached)
+                    slot, waiting = _offer(growth, room, nodes, waiting, reached)
                     if slot >= 0:
                         growth.node[slot, _TOKEN] = mixture.token[i]
                         growth.node[slot, _PARENT] = nodes - 1
@@ -117,7 +126,7 @@ def grow(
         gain += probability
         if gain - prices[nodes] > best:
             best, best_nodes = gain - prices[nodes], nodes
-        if nodes == len(growth.slot):
+        if nodes == room:
             return best_nodes
 
 
@@ -151,10 +160,19 @@ def advance_and_grow(
     max_depth: int,
     prices: npt.NDArray[np.float64],
     growth: Growth,
+    grown: Grown,
 ) -> int:
     """Both in one call: after a forward pass, with cold caches, handing the arrays over takes as long as the work."""
     advance(databases, matches, weights, mixture, token_ids, True)
-    return grow(databases, matches, weights, vocab_size, max_depth, prices, mixture, growth)
+    n = grow(databases, matches, weights, vocab_size, max_depth, prices, mixture, growth)
+    for i in range(n):
+        node = growth.node[growth.slot[i]]
+        grown.nodes[_TOKEN, i] = node[_TOKEN]
+        grown.nodes[_PARENT, i] = node[_PARENT]
+        grown.nodes[_DEPTH, i] = node[_DEPTH]
+        grown.sources[i] = _SOURCES[node[_LEVEL]]
+        grown.probabilities[i] = growth.probability[i]
+    return n
 
 
 class HierarchyDrafter:
@@ -296,7 +314,8 @@ class HierarchySession:
         self._before, rate = drafter._experience.start()
         self._weights = mixing.copy(self._before)
         self._rule = None if costs is None else BudgetRule(costs, rate)
-        self._matches = matching.allocate(2)
+        self._matches = matching.allocate(1)
+        self._growth = Growth(np.empty(0), np.empty(0, np.int64), np.empty((0, 5), np.int32))
         self._mixture = mixing.allocate()
         self._drafted = 0
         self._output: list[npt.NDArray[np.int32]] = []
@@ -324,15 +343,20 @@ class HierarchySession:
         Without costs, a place costs `price`, in tokens.
         """
         self._drafted = 0
-        budget = max(budget, 0)
-        prices = price * np.arange(budget + 1.0) if self._rule is None else self._rule.prices(budget)
-        room = len(prices) - 1
-        if room == 0 or max_depth < 1:
+        if budget < 1 or max_depth < 1:
             return DraftTree.empty()
-        if len(self._matches.token) <= room:
+        if self._rule is not None:
+            prices = self._rule.prices(budget)
+        else:
+            prices = price * np.arange(budget + 1.0) if price else np.zeros(budget + 1)
+        room = len(prices) - 1
+        if room == 0:
+            return DraftTree.empty()
+        if len(self._growth.slot) < room:
             self._matches = matching.allocate(room + 1, self._matches)
-        growth = Growth(np.empty(room), np.empty(room, np.int64), np.empty((room, 5), np.int32))
-        emitted = self._take_emitted()
+            self._growth = Growth(np.empty(room), np.empty(room, np.int64), np.empty((room, 5), np.int32))
+        emitted = self._take_emitted()  # may put new arrays in place of the session's
+        grown = Grown(np.empty((3, room), np.int32), np.empty(room, np.uint8), np.empty(room, np.float32))
         arguments = (
             self._databases,
             self._matches,
@@ -342,14 +366,15 @@ class HierarchySession:
             self._drafter.vocab_size,
             int(max_depth),
             prices,
-            growth,
+            self._growth,
+            grown,
         )
         n = self._drafter._step(arguments)(*arguments)
         self._drafted = n
         if n == 0:
             return DraftTree.empty()
-        token, parent, depth, level, _ = np.ascontiguousarray(growth.node[growth.slot[:n]].T)
-        return DraftTree(token, parent, _SOURCES[level], growth.probability[:n], depth)
+        tokens, parents, depths = grown.nodes[:, :n]
+        return DraftTree(tokens, parents, grown.sources[:n], grown.probabilities[:n], depths)
 
     def extend(
         self,

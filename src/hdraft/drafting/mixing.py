@@ -31,12 +31,13 @@ import numpy.typing as npt
 
 from hdraft.drafting.context import MAX_LENGTH as CONTEXT_LENGTH
 from hdraft.drafting.context import TEXT, ContextTrie, find
-from hdraft.drafting.continuations import continuations
+from hdraft.drafting.continuations import PROBES, continuations
 from hdraft.drafting.kernel import kernel
 from hdraft.drafting.matching import LEVELS, Databases, Matches, match
 
 _COUNTS = 8  # occurrences: 1, 2, 3-4, 5-8, … more than 64
 _SHAPES = 3  # continuations: all the same, one dominant, diverse
+_FEWEST = 16  # probes of a context in D_m and D_s
 _RECENT = 24  # children looked at of a context in D_c
 _TOKENS = 256  # the most tokens considered to follow one context
 _BOOST = 64.0  # no factors make a token likely enough whose share is so much smaller than what is sought
@@ -188,6 +189,15 @@ def _add(mixture: Mixture, n: int, token: int, share: float, least: float, level
 
 
 @kernel
+def _enough(least: float) -> int:
+    """How many occurrences to look at, to see a continuation that makes up `least` of them two or three times."""
+    probes = PROBES
+    while probes > _FEWEST and probes * least > 2.5:
+        probes >>= 1
+    return probes
+
+
+@kernel
 def _interpolate(
     databases: Databases,
     matches: Matches,
@@ -202,6 +212,7 @@ def _interpolate(
     `emitted` is the token that follows, or -1.
     """
     n, looked_at, left = 0, 0, 1.0
+    probes = _enough(least)
     mixture.slot[:] = 0
     mixture.rest[_UNLIKELY] = 0.0
     mixture.longest[:] = 0
@@ -231,7 +242,7 @@ def _interpolate(
                 n = _add(mixture, n, token, left * weight[index], least / _BOOST, level, length)
                 frequency = 1.0 if token == emitted else 0.0
             elif level:
-                first, end, shape = continuations(databases.trie, databases.suffixes[level - 1], handle)
+                first, end, shape = continuations(databases.trie, databases.suffixes[level - 1], handle, probes)
                 index = class_of(level, length, count, shape)
                 share = left * weight[index]
                 for entry in range(first, end):
@@ -306,11 +317,17 @@ def mix(databases: Databases, matches: Matches, row: int, weights: Weights, leas
 
 
 @kernel
+def _exp(x: float) -> float:
+    """The exponential of `_RATE` at most, to within 3e-5 of it, at a fifth of the time."""
+    return 1.0 + x * (1.0 + x * (1 / 2 + x * (1 / 6 + x / 24)))
+
+
+@kernel
 def _move(weights: Weights, cell: int, error: float) -> None:
     """One step of gradient ascent for one factor."""
     weights.squares[cell] += error * error
     step = _RATE * error / math.sqrt(weights.squares[cell])
-    weights.factor[cell] = min(max(weights.factor[cell] * math.exp(step), 1 / _LARGEST), _LARGEST)
+    weights.factor[cell] = min(max(weights.factor[cell] * _exp(step), 1 / _LARGEST), _LARGEST)
 
 
 @kernel

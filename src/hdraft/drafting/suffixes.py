@@ -51,29 +51,26 @@ def occurrences(array: SuffixArray, token: int) -> tuple[int, int]:
 
 
 @kernel
+def first_rank(array: SuffixArray, low: int, high: int, length: int, token: int) -> int:
+    """Of the ranks [low, high), which share `length` tokens, the first that goes on with `token` or a higher one."""
+    while low < high:
+        middle = (low + high) >> 1
+        if token_at(array, middle, length) < token:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@kernel
 def narrow(array: SuffixArray, low: int, high: int, length: int, token: int) -> tuple[int, int]:
     """Of the ranks [low, high), which share their first `length` tokens, those that go on with `token`."""
-    begin, end = low, high
-    while begin < end:
-        middle = (begin + end) >> 1
-        if token_at(array, middle, length) < token:
-            begin = middle + 1
-        else:
-            end = middle
+    first = begin = first_rank(array, low, high, length, token)
     if begin >= high or token_at(array, begin, length) != token:
         return begin, begin
-    first, end = begin, high
     # Most ranges are short: gallop to the last occurrence before halving.
     stride = 1
     while begin + stride < high and token_at(array, begin + stride, length) == token:
         begin += stride
         stride <<= 1
-    end = min(high, begin + stride)
-    begin += 1
-    while begin < end:
-        middle = (begin + end) >> 1
-        if token_at(array, middle, length) <= token:
-            begin = middle + 1
-        else:
-            end = middle
-    return first, begin
+    return first, first_rank(array, begin + 1, min(high, begin + stride), length, token + 1)
