@@ -1,6 +1,6 @@
 """What a graph of a model holds for true: addresses of tensors, settings of modules, hooks.
 
-A graph replays kernels with the addresses and numbers of its capture: are they still those that the model would run with?
+A graph replays kernels with the addresses and numbers of its capture: are they still what the model would run with?
 """
 
 from collections import OrderedDict
