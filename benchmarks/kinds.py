@@ -36,7 +36,7 @@ def measure(device: str, rounds: int) -> list[dict[str, Any]]:
     model: Any = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     model.to(device)
     vocab_size = model.config.vocab_size
-    drafter = HierarchyDrafter(vocab_size, ModelDatabase.from_pretrained(MODEL_DATABASE, tokenizer, vocab_size))
+    database = ModelDatabase.from_pretrained(MODEL_DATABASE, tokenizer, vocab_size)
     prompts = [tokenizer(each.prompt, return_tensors="pt").input_ids.to(device) for each in read_prompts(PROMPTS)]
 
     def ordinary(prompt: torch.Tensor, options: dict[str, Any]) -> list[int]:
@@ -51,9 +51,12 @@ def measure(device: str, rounds: int) -> list[dict[str, Any]]:
     def run(step: StepKind, draft: bool, sampled: bool) -> tuple[float, Statistics, int]:
         statistics, same, started = Statistics(), 0, perf_counter()
         options = SAMPLED if sampled else GREEDY
+        drafter = (
+            HierarchyDrafter(vocab_size, database) if draft else None
+        )  # no round profits from another's experience
         for prompt, text in zip(prompts, expected[sampled], strict=True):
             torch.manual_seed(0)
-            output = generate(model, prompt, drafter if draft else None, step=step, statistics=statistics, **options)
+            output = generate(model, prompt, drafter, step=step, statistics=statistics, **options)
             assert isinstance(output, torch.Tensor)
             same += output[0].tolist() == text
         return perf_counter() - started, statistics, same
