@@ -75,7 +75,7 @@ def plain() -> tuple[list[list[int]], list[str], dict[str, float]]:
     return generate("float32")
 
 
-def test_64_greedy_outputs_at_concurrency_8_are_vllms_own_and_ngram_accepts_fewer(
+def test_64_greedy_outputs_at_concurrency_8_are_vllms_own_and_more_of_what_is_drafted_is_accepted_than_of_ngrams(
     plain: tuple[list[list[int]], list[str], dict[str, float]],
 ) -> None:
     tokens, objects, figures = generate("float32", speculative_config=SPECULATIVE, additional_config=SETTINGS)
@@ -85,8 +85,10 @@ def test_64_greedy_outputs_at_concurrency_8_are_vllms_own_and_ngram_accepts_fewe
         assert set(json.loads(text)) == {"size", "cups"}
     ngram = {"method": "ngram", "num_speculative_tokens": TOKENS, "prompt_lookup_min": 2, "prompt_lookup_max": 5}
     _, _, others = generate("float32", speculative_config=ngram)
-    accepted = "vllm:spec_decode_num_accepted_tokens"
-    assert figures[accepted] > others[accepted] > 0
+    # how much is drafted depends on what a step took on this machine, and with it how many are accepted
+    accepted, drafted = "vllm:spec_decode_num_accepted_tokens", "vllm:spec_decode_num_draft_tokens"
+    assert figures[accepted] > 1000 and others[accepted] > 1000
+    assert figures[accepted] / figures[drafted] > others[accepted] / others[drafted]
 
 
 def test_500_requests_enter_leave_and_are_aborted_and_nothing_is_crossed_or_leaked(
