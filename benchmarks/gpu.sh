@@ -7,7 +7,7 @@
 # FOLDER holds the trace, the generations and the corpus, see tools/pack_replay.py. $PYTHON must have what the package
 # needs; the package itself is run from src/. docs/gpu.md says what is written.
 set -uo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd)
+project=$(cd "$(dirname "$0")/.." && pwd)
 traces='' device=cuda shape=llama-2-7b output='' limit=530
 usage() { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 while (($#)); do
@@ -21,12 +21,12 @@ done
 [[ -n $traces ]] || usage
 [[ -d $traces ]] || { echo "there is no folder $traces" >&2; exit 2; }
 traces=$(cd "$traces" && pwd)
-output=${output:-$root/benchmarks/results/gpu-$device-$shape}
+output=${output:-$project/benchmarks/results/gpu-$device-$shape}
 mkdir -p "$output" || exit 2
 output=$(cd "$output" && pwd)
-cd "$root" || exit 2
+cd "$project" || exit 2
 if [[ -z ${PYTHON:-} ]]; then PYTHON=python3; [[ -x .venv/bin/python ]] && PYTHON=.venv/bin/python; fi
-export PYTHONPATH="$root/src${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1
+export PYTHONPATH="$project/src${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1
 "$PYTHON" -c 'import torch, transformers, numba, safetensors, huggingface_hub, typer, rich' ||
   { echo "$PYTHON lacks what the package needs: name another one in PYTHON" >&2; exit 2; }
 if [[ $device == cuda* ]]; then

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from transformers import PreTrainedModel
@@ -38,7 +38,7 @@ def compare(model: PreTrainedModel, steps: Sequence[StepKind], oracle: Any, voca
     for options in ({}, SAMPLING):
         restore_frequencies(model.modules())  # model.generate leaves those of its longest text behind
         torch.manual_seed(1)
-        expected = model.generate(ids, max_new_tokens=NEW_TOKENS, **options)[0].tolist()  # type: ignore[operator]
+        expected = cast(Any, model).generate(ids, max_new_tokens=NEW_TOKENS, **options)[0].tolist()
         for step in steps:
             drafter = oracle(vocab_size, expected, ids.shape[1])
             torch.manual_seed(1)

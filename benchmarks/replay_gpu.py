@@ -33,7 +33,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from hdraft import ModelDatabase, StatisticsDatabase, measure_costs
 from hdraft.building.reading import Vocabulary, read_tokens
+from hdraft.decoding.costs import STATIC_SIZES
 from hdraft.decoding.static import StepKind
+from hdraft.decoding.static_cache import LEAST
 from hdraft.drafting import Drafter
 from hdraft.evaluation.machine import accelerator, driver, machine
 from hdraft.evaluation.methods import method_options, open_drafter
@@ -59,14 +61,11 @@ METHODS = ("generate", "generate-static", "ordinary", "pld", "published", "hd-27
 """`model.generate`, the same with its static cache (which it compiles), our loop without drafts, and with them; hd-N
 has a fixed budget of N draft tokens."""
 
-SIZES = (0, 3, 7, 15, 31, 63, 64)
+SIZES = tuple(sorted(STATIC_SIZES))
 """Draft tokens of the steps that are timed by size; with the text's last token a step has one row more."""
 
 CACHED = 512
 """Tokens of text before those steps."""
-
-BUCKET = 256
-"""Steps are warmed up at every multiple of so many tokens: what is captured or compiled for a length is so then."""
 
 
 def read_folder(folder: Path, vocabulary: Vocabulary) -> tuple[list[Request], npt.NDArray[Any], npt.NDArray[Any]]:
@@ -131,7 +130,7 @@ def random_model(shape: str, dtype: str, device: str) -> PreTrainedModel:
     logits = model(torch.arange(64, device=device)[None]).logits
     if not bool(logits.isfinite().all()):
         raise RuntimeError("the random model's logits are not finite: its times would not be those of a real one")
-    return model  # type: ignore[no-any-return]
+    return cast(PreTrainedModel, model)
 
 
 def copy_bandwidth(device: str) -> float:
@@ -206,8 +205,12 @@ def build_databases(generations: npt.NDArray[Any], corpus: npt.NDArray[Any], of:
 def log_lines() -> Iterator[list[str]]:
     """What hdraft says in its log meanwhile: what could not be had, and why."""
     lines: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    handler = Lines()
     logging.getLogger("hdraft").addHandler(handler)
     try:
         yield lines
@@ -262,7 +265,8 @@ class Run:
         for method in theirs:
             self.warm_up_method(method, longest)
         begin = perf_counter()
-        for cached in range(-(-length // BUCKET) * BUCKET - BUCKET // 2, 0, -BUCKET):
+        # in every bucket of lengths, so that what is captured or compiled for it is so then
+        for cached in range(-(-length // LEAST) * LEAST - LEAST // 2, 0, -LEAST):
             time_sizes(self.model, SIZES, cached, steps=2, rounds=1, step=self.arguments.step)
         self.costs = measure_costs(self.model, self.arguments.step)
         self.warm_up_seconds = perf_counter() - begin

@@ -57,6 +57,7 @@ class Cuda:
             yield
         except Exception:
             self.capturing = False
+            # chained to the cause, as torch's is, and not raised from it
             raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
         self.current, self.capturing = "user's", False
 

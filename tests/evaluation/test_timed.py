@@ -85,7 +85,7 @@ def test_the_parts_of_the_steps_add_up_to_the_time(model: PreTrainedModel, step:
 
 
 def test_the_tokens_are_the_recorded_ones_whether_or_not_they_are_the_models(model: PreTrainedModel) -> None:
-    own = model.generate(torch.tensor([PHRASE]), max_new_tokens=6, do_sample=False)[0].tolist()[len(PHRASE) :]  # type: ignore[operator]
+    own = model.generate(torch.tensor([PHRASE]), max_new_tokens=6, do_sample=False)[0].tolist()[len(PHRASE) :]
     for output in (own, [(token + 1) % 200 for token in own]):
         recorded = Recorded(torch.tensor([PHRASE]), np.array(output))
         logits = torch.randn(3, 260)

@@ -41,7 +41,7 @@ def draft_and_verify(
     prefill_chunk: int | None,
     streamer: BaseStreamer | None,
     statistics: Statistics,
-    keep_cache: bool = True,
+    keep_cache: bool,
 ) -> Generator[Step, None, None]:
     """Emit tokens until `choice` stops, a `Step` for each forward pass.
 
