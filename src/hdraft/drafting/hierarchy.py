@@ -291,7 +291,7 @@ class _Experience:
     def start(self) -> tuple[Weights, float]:
         with self._lock:
             rate = self._tokens / self._time if self._time else 1.0
-            return mixing.copy(self._weights), rate
+            return mixing.start(self._weights), rate
 
     def finish(self, before: Weights, after: Weights, rule: BudgetRule | None) -> None:
         """Join what one request learnt; a request that ran beside it has not seen it, and adds its own."""
@@ -312,7 +312,7 @@ class HierarchySession:
         prompt = check_ids(prompt_ids, drafter.vocab_size)
         self._context = ContextDatabase(prompt[:-SUFFIX_LENGTH])
         self._before, rate = drafter._experience.start()
-        self._weights = mixing.copy(self._before)
+        self._weights = mixing.start(self._before)
         self._rule = None if costs is None else BudgetRule(costs, rate)
         self._matches = matching.allocate(1)
         self._growth = Growth(np.empty(0), np.empty(0, np.int64), np.empty((0, 5), np.int32))
