@@ -15,6 +15,7 @@ import pytest
 from hdraft import storage
 from hdraft.drafting.model import ModelDatabase
 from hdraft.drafting.statistics import StatisticsDatabase
+from hdraft.drafting.suffixes import SuffixArray
 from hdraft.storage import MANIFEST, DatabaseError, inspect, tokenizer_fingerprint
 
 OLD = StatisticsDatabase.from_documents([[5, 6, 5, 7]], vocab_size=8, eos_token_id=0)
@@ -29,6 +30,7 @@ def names(folder):
     return sorted(path.name.partition("-")[0] for path in Path(folder).iterdir())
 
 
+COUNTED = StatisticsDatabase.from_documents([[5, 6, 5, 7]] * 2000, vocab_size=8, eos_token_id=0)
 CLEAN = [MANIFEST, "starts", "suffixes", "tokens"]
 
 
@@ -178,6 +180,7 @@ def test_a_full_disk_leaves_no_folder_behind(tmp_path, monkeypatch):
 WRITER = """
 import sys
 from hdraft.drafting.statistics import StatisticsDatabase
+from hdraft.drafting.suffixes import SuffixArray
 first = StatisticsDatabase.from_documents([[1] * 20000], 8, 0)
 second = StatisticsDatabase.from_documents([[2] * 30000], 8, 0)
 print("ready", flush=True)
@@ -260,6 +263,54 @@ def test_damaged_arrays_are_refused_when_opened(folder, name, damage):
     assert "\n" not in str(caught.value)
 
 
+def test_counted_contexts_are_kept_with_a_statistics_database(tmp_path):
+    COUNTED.save_pretrained(tmp_path)
+    assert names(tmp_path) == ["contexts", "continuations", *CLEAN]
+    loaded = StatisticsDatabase.from_pretrained(tmp_path, verify=True)
+    for ours, theirs in zip(loaded.array, COUNTED.array, strict=True):
+        assert ours.tolist() == theirs.tolist()
+        assert ours.dtype == theirs.dtype
+        assert not ours.flags.writeable
+    OLD.save_pretrained(tmp_path)
+    assert names(tmp_path) == CLEAN
+
+
+def test_a_statistics_database_without_counted_contexts_is_opened(tmp_path):
+    StatisticsDatabase(8, 0, array=SuffixArray(*COUNTED.array[:3])).save_pretrained(tmp_path)
+    assert names(tmp_path) == CLEAN
+    assert len(StatisticsDatabase.from_pretrained(tmp_path).array.contexts) == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"arrays__contexts__shape": [1000, 3]}, "type or shape of contexts"),
+        ({"arrays__contexts__shape": [2**40, 4]}, "type or shape of contexts"),
+        ({"arrays__contexts__shape": []}, "type or shape of contexts"),
+        ({"arrays__contexts__shape": [True, 4]}, "type or shape of contexts"),
+        ({"arrays__continuations__dtype": "uint16"}, "type or shape of continuations"),
+        ({"arrays__continuations__bytes": 10**9}, "size of continuations"),
+        ({"arrays__continuations__file": "../continuations-0123456789abcdef.npy"}, "file of continuations"),
+        ({"arrays__continuations": 5}, "damaged"),
+    ],
+)
+def test_a_manifest_that_is_wrong_about_counted_contexts_is_refused(tmp_path, fields, message):
+    COUNTED.save_pretrained(tmp_path)
+    edit(tmp_path, **fields)
+    with pytest.raises(DatabaseError, match=message):
+        StatisticsDatabase.from_pretrained(tmp_path)
+
+
+def test_half_of_the_counted_contexts_is_refused(tmp_path):
+    COUNTED.save_pretrained(tmp_path)
+    path = tmp_path / MANIFEST
+    manifest = json.loads(path.read_text())
+    del manifest["arrays"]["continuations"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(DatabaseError, match="no 'continuations'"):
+        StatisticsDatabase.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["tokens", "suffixes"])
 def test_a_changed_byte_is_found_by_its_checksum(folder, name):
     path = array_file(folder, name)
@@ -288,7 +339,7 @@ def test_a_corrupt_index_of_the_right_size_does_not_crash(folder):
     np.save(path, np.full(5, 2**32 - 1, np.uint32))
     database = ModelDatabase.from_documents([[1, 2]], 8, 0)
     corrupt = StatisticsDatabase.from_pretrained(folder)
-    assert corrupt.suffixes[0] == 2**32 - 1
+    assert corrupt.array.suffixes[0] == 2**32 - 1
     assert list(database.documents())
 
 

@@ -6,6 +6,8 @@ A database is a folder:
     tokens-0f3a….npy                  uint16[n] or uint32[n]
     suffixes-9c41….npy                uint32[n]
     starts-77be….npy                  uint32[vocab_size + 2]
+    contexts-51d0….npy                uint32[k, 4]            of D_s: its frequent contexts, if it has any
+    continuations-e8b3….npy           uint32[m, 3]
 
 Arrays are named by their hash, so new ones never touch old ones. They are written and synced first, the manifest is
 replaced last, and old arrays are removed after that: whatever interrupts it, the folder holds the old database or the
@@ -37,11 +39,15 @@ MAX_TOKENS = 2**32 - 1
 Kind = Literal["model", "statistics"]
 Array = npt.NDArray[np.unsignedinteger]
 
+REQUIRED = ("tokens", "suffixes", "starts")
+"""The arrays that every database has."""
+
+_COUNTED = {"contexts": 4, "continuations": 3}  # those of D_s where contexts are frequent, and their columns
 _LARGEST_MANIFEST = 1 << 20
 _LARGEST_HEADER = 1 << 12
 _CHUNK = 1 << 22
 _TEMPORARY = "hdraft-writing.tmp"
-_OURS = re.compile(rf"(tokens|suffixes|starts)-[0-9a-f]{{16}}\.npy|{re.escape(_TEMPORARY)}")
+_OURS = re.compile(rf"(tokens|suffixes|starts|contexts|continuations)-[0-9a-f]{{16}}\.npy|{re.escape(_TEMPORARY)}")
 
 
 class DatabaseError(ValueError):
@@ -146,8 +152,16 @@ class Manifest:
         require(tokenizer is None or isinstance(tokenizer, str), "tokenizer")
         require(_is_count(tokens) and tokens <= MAX_TOKENS and _is_count(documents), "counts")
         arrays = {}
-        for name, (dtype, shape) in _layout(vocab_size, tokens).items():
+        counted = kind == "statistics" and any(name in fields["arrays"] for name in _COUNTED)
+        layout = _layout(vocab_size, tokens)
+        for name in (*layout, *_COUNTED) if counted else layout:
             entry = fields["arrays"][name]
+            if name in layout:
+                dtype, shape = layout[name]
+            else:
+                rows = tuple(entry["shape"])[:1]
+                require(all(_is_count(n) and 1 <= n <= tokens for n in rows), f"type or shape of {name}")
+                dtype, shape = np.dtype(np.uint32), (*rows, _COUNTED[name])
             array = StoredArray(entry["file"], entry["dtype"], tuple(entry["shape"]), entry["bytes"], entry["sha256"])
             require(isinstance(array.file, str) and _OURS.fullmatch(array.file) is not None, f"file of {name}")
             require(array.dtype == dtype.name and array.shape == shape, f"type or shape of {name}")

@@ -25,7 +25,7 @@ def test_built_is_what_opens(tmp_path, corpus, build, kind):
     for database in (built, opened):
         assert type(database) is kind
         assert database.tokens.tolist() == [5, 6, 5, 7, 0, 5, 6, 0]
-        assert database.suffixes.tolist() == [4, 7, 5, 0, 2, 6, 1, 3]
+        assert database.array.suffixes.tolist() == [4, 7, 5, 0, 2, 6, 1, 3]
     assert [call[0] for call in calls] == ["reading", "sorting", "sorting"]
     assert calls[-1] == ("sorting", 8, 8)
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from hdraft.drafting import continuations, hierarchy
 from hdraft.drafting.context import MAX_LENGTH
+from hdraft.drafting.frequent import SUFFIX_LENGTH
 from hdraft.drafting.hierarchy import HierarchyDrafter
-from hdraft.drafting.matching import SUFFIX_LENGTH
 from hdraft.drafting.mixing import class_of, initial_weights
 from hdraft.drafting.model import ModelDatabase
 from hdraft.drafting.statistics import StatisticsDatabase

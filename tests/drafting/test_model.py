@@ -74,7 +74,7 @@ def test_the_oldest_go_first_and_the_capacity_holds(documents, capacity):
     if documents:
         assert kept
     anew = ModelDatabase.from_documents(kept, 8, 0)
-    assert anew.suffixes.tolist() == database.snapshot()[1].suffixes.tolist()
+    assert anew.array.suffixes.tolist() == database.snapshot()[1].suffixes.tolist()
 
 
 @given(outputs, st.randoms(use_true_random=False))
@@ -100,7 +100,7 @@ def test_save_merges_what_was_learned_and_reload_loses_nothing(tmp_path_factory,
     database.save_pretrained(folder)
     opened = ModelDatabase.from_pretrained(folder, vocab_size=8, verify=True)
     assert learned(opened) == learned(database) == stored + new
-    assert ngrams(opened, 0) == sum((ngrams(array, 0) for array in database.snapshot()), Counter())
+    assert ngrams(opened.array, 0) == sum((ngrams(array, 0) for array in database.snapshot()), Counter())
     opened.save_pretrained(folder)
     assert learned(ModelDatabase.from_pretrained(folder)) == stored + new
 
@@ -185,7 +185,7 @@ def test_threads_learn_while_others_read():
 def test_a_stored_database_with_corrupt_tokens_is_not_saved_over_a_good_one(tmp_path):
     database = ModelDatabase.from_documents([[1, 2, 3]], 8, 0)
     database.save_pretrained(tmp_path)
-    database.tokens = np.array([1, 2000, 3, 0], np.uint16)
+    database.array = database.array._replace(tokens=np.array([1, 2000, 3, 0], np.uint16))
     database.learn([4, 5])
     with pytest.raises(ValueError, match="outside the vocabulary"):
         database.save_pretrained(tmp_path)

@@ -52,7 +52,7 @@ def answer(arrays: tuple[SuffixArray, ...], context: tuple[int, ...]) -> Counter
 def arrays_of(database: Database) -> tuple[SuffixArray, ...]:
     if isinstance(database, ModelDatabase):
         return database.snapshot()
-    return (SuffixArray(database.tokens, database.suffixes, database.starts),)
+    return (database.array,)
 
 
 def learned(documents: list[Ids], eos: int | None) -> ModelDatabase:

@@ -12,7 +12,7 @@ TOKENS = [5, 6, 5, 7, 0, 5, 6, 0]
 
 
 def arrays(database):
-    return [database.tokens.tolist(), database.suffixes.tolist(), database.starts.tolist()]
+    return [database.tokens.tolist(), database.array.suffixes.tolist(), database.array.starts.tolist()]
 
 
 def test_from_tokens_is_sorted_and_read_only():
@@ -34,7 +34,7 @@ def test_without_an_end_of_sequence_id_the_separator_is_the_vocabulary_size():
     database = StatisticsDatabase.from_documents([[5, 0], [], [7]], vocab_size=8)
     assert database.separator == 8
     assert database.tokens.tolist() == [5, 0, 8, 7, 8]
-    assert len(database.starts) == 10
+    assert len(database.array.starts) == 10
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65535, np.uint16), (65536, np.uint32)])

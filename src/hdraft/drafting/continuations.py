@@ -2,9 +2,10 @@
 
 A suffix array answers by binary search through memory that no cache holds, and a request asks for the same contexts
 again and again, step after step. So each context that is asked for becomes a node here, found again by a hash of its
-parent and its last token; its continuations are counted when they are first needed, and kept most frequent first. Of
-many occurrences some are looked at, evenly spaced; these probes say, too, between which ranks each continuation's are,
-so that little is left to search. With the tokens `5 6 5 7 5 6 0` of one document:
+parent and its last token; its continuations are counted when they are first needed, and kept most frequent first. What
+follows a frequent context of D_s was counted when that was built (`frequent.py`). Else, of many occurrences some are
+looked at, evenly spaced; these probes say, too, between which ranks each continuation's are, so that little is left to
+search. With the tokens `5 6 5 7 5 6 0` of one document:
 
     root ── 5 (ranks 1 to 3): opened, 6 twice, 7 once
               └── 6 (ranks 1 to 2): not opened yet
@@ -19,13 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from hdraft.drafting.context import NONE, slot_of
+from hdraft.drafting.frequent import FREQUENT, KEPT, find_frequent
 from hdraft.drafting.kernel import kernel
 from hdraft.drafting.suffixes import SuffixArray, first_rank, narrow, occurrences
 
 PROBES = 128
-"""The most occurrences of a context that are looked at; no more than fit a byte."""
+"""The most occurrences of a context that are looked at."""
 
-_KEPT = 48  # continuations kept of a context, the most frequent
+_COUNTED = 2**32  # in place of the number of probes: all occurrences were counted beforehand
 _LOW, _HIGH, _LENGTH, _PARENT, _TOKEN, _FIRST, _COUNT, _PROBES = range(8)
 _NODES, _ENTRIES = 0, 1  # what `sizes` holds
 _CLOSED = -1
@@ -38,7 +40,7 @@ class SuffixTrie(NamedTuple):
     table: npt.NDArray[np.int32]  # [2**m] open-addressing hash of (parent, token) -> node, 0: free
     token: npt.NDArray[np.int32]  # [entries] continuations, those of a node next to each other, most frequent first …
     share: npt.NDArray[np.float32]  # [entries] … how often each follows, relative to all …
-    probe: npt.NDArray[np.uint8]  # [entries, 2] … and the first and the last probe that found it
+    rank: npt.NDArray[np.uint32]  # [entries, 2] … and the first and the last rank known to be of it
     sizes: npt.NDArray[np.int64]
 
 
@@ -49,7 +51,7 @@ def allocate(nodes: int, arrays: tuple[SuffixArray, ...]) -> SuffixTrie:
         np.empty(1 << (2 * nodes - 1).bit_length(), np.int32),
         np.empty(8 * nodes, np.int32),
         np.empty(8 * nodes, np.float32),
-        np.empty((8 * nodes, 2), np.uint8),
+        np.empty((8 * nodes, 2), np.uint32),
         np.zeros(2, np.int64),
     )
     clear(trie, arrays)
@@ -117,23 +119,22 @@ def _range(trie: SuffixTrie, array: SuffixArray, node: int, token: int) -> tuple
     first = trie.node[node, _FIRST]
     if first == _CLOSED:
         return narrow(array, low, high, length, token)
-    probes = trie.node[node, _PROBES]
-    stride = _stride(high - low, probes)
-    begin, end = low, high
+    begin, end, known = low, high, -1
     for entry in range(first, first + trie.node[node, _COUNT]):
-        some, last = int(trie.probe[entry, 0]), int(trie.probe[entry, 1])
+        some, last = int(np.int64(trie.rank[entry, 0])), int(np.int64(trie.rank[entry, 1]))
         if trie.token[entry] < token:
-            begin = max(begin, low + _probe(last, stride) + 1)
+            begin = max(begin, last + 1)
         elif trie.token[entry] > token:
-            end = min(end, low + _probe(some, stride))
-        else:  # it is that of these probes, and not that of those beside them
-            begin = low + _probe(some - 1, stride) + 1 if some else low
-            end = low + _probe(last + 1, stride) if last + 1 < probes else high
-            return (
-                first_rank(array, begin, low + _probe(some, stride), length, token),
-                first_rank(array, low + _probe(last, stride) + 1, end, length, token + 1),
-            )
-    return narrow(array, begin, end, length, token)
+            end = min(end, some)
+        else:
+            known = entry
+    if known < 0:
+        return narrow(array, begin, end, length, token)
+    some, last = int(np.int64(trie.rank[known, 0])), int(np.int64(trie.rank[known, 1]))
+    if trie.node[node, _PROBES] == _COUNTED:
+        return some, last + 1
+    begin, end = min(begin, some), max(end, last + 1)  # in a damaged array they may be out of order
+    return first_rank(array, begin, some, length, token), first_rank(array, last + 1, end, length, token + 1)
 
 
 @kernel
@@ -181,6 +182,8 @@ def _open(trie: SuffixTrie, array: SuffixArray, node: int, probes: int) -> bool:
     first = trie.sizes[_ENTRIES]
     if first + probes > len(trie.token):
         return False
+    if _copy_counted(trie, array, node, first):
+        return True
     stride = _stride(high - low, probes)
     for i in range(probes):
         position = np.int64(array.suffixes[low + _probe(i, stride)]) + length
@@ -197,17 +200,43 @@ def _open(trie: SuffixTrie, array: SuffixArray, node: int, probes: int) -> bool:
             while place > first and trie.share[place - 1] < share:
                 trie.share[place] = trie.share[place - 1]
                 trie.token[place] = trie.token[place - 1]
-                trie.probe[place, 0] = trie.probe[place - 1, 0]
-                trie.probe[place, 1] = trie.probe[place - 1, 1]
+                trie.rank[place, 0] = trie.rank[place - 1, 0]
+                trie.rank[place, 1] = trie.rank[place - 1, 1]
                 place -= 1
             trie.share[place] = share
             trie.token[place] = token
-            trie.probe[place, 0] = some
-            trie.probe[place, 1] = end - 1
+            trie.rank[place, 0] = low + _probe(some, stride)
+            trie.rank[place, 1] = low + _probe(end - 1, stride)
             count += 1
-    count = min(count, _KEPT)
+    count = min(count, KEPT)
     trie.sizes[_ENTRIES] = first + count
     trie.node[node, _FIRST] = first
     trie.node[node, _COUNT] = count
     trie.node[node, _PROBES] = probes
+    return True
+
+
+@kernel
+def _copy_counted(trie: SuffixTrie, array: SuffixArray, node: int, first: int) -> bool:
+    """Take what follows a frequent context from where it was counted; returns whether it was."""
+    low, high, length = trie.node[node, _LOW], trie.node[node, _HIGH], trie.node[node, _LENGTH]
+    if high - low <= FREQUENT or first + KEPT > len(trie.token):
+        return False
+    begin, end = find_frequent(array, length, low, high)
+    count = 0
+    for row in range(begin, min(end, begin + KEPT)):
+        some, occurred = np.int64(array.continuations[row, 1]), np.int64(array.continuations[row, 2])
+        if some < low or occurred < 1 or some + occurred > high:  # a damaged database
+            continue
+        trie.token[first + count] = array.continuations[row, 0]
+        trie.share[first + count] = np.float32(occurred / (high - low))
+        trie.rank[first + count, 0] = some
+        trie.rank[first + count, 1] = some + occurred - 1
+        count += 1
+    if count == 0:
+        return False
+    trie.sizes[_ENTRIES] = first + count
+    trie.node[node, _FIRST] = first
+    trie.node[node, _COUNT] = count
+    trie.node[node, _PROBES] = _COUNTED
     return True

@@ -22,7 +22,7 @@ class Database:
         eos_token_id: the end-of-sequence id, or None.
         separator: what ends a document: the end-of-sequence id, or `vocab_size` where there is none.
         tokenizer: the fingerprint of the tokenizer that the ids belong to, or None if unknown.
-        tokens, suffixes, starts: see `SuffixArray`; read-only, perhaps memory-mapped.
+        array: the suffix array; read-only, perhaps memory-mapped.
     """
 
     kind: ClassVar[storage.Kind]
@@ -42,10 +42,15 @@ class Database:
         self.eos_token_id = eos_token_id
         self.separator = vocab_size if eos_token_id is None else eos_token_id
         self.tokenizer = storage.tokenizer_fingerprint(tokenizer)
-        self.tokens, self.suffixes, self.starts = self._sorted(()) if array is None else array
+        self.array = self._sorted(()) if array is None else array
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.tokens)} tokens, vocab_size={self.vocab_size})"
+
+    @property
+    def tokens(self) -> npt.NDArray[np.unsignedinteger]:
+        """The documents, one after another."""
+        return self.array.tokens
 
     @classmethod
     def from_tokens(
@@ -68,7 +73,7 @@ class Database:
             ValueError: an id is outside the vocabulary.
         """
         database = cls(vocab_size, eos_token_id, tokenizer)
-        database.tokens, database.suffixes, database.starts = database._sorted(tokens)
+        database.array = database._sorted(tokens)
         return database
 
     @classmethod
@@ -86,7 +91,7 @@ class Database:
         """
         database = cls(vocab_size, eos_token_id, tokenizer)
         ended = [document for ids in documents if len(document := database._document(ids)) > 1]
-        database.tokens, database.suffixes, database.starts = database._sorted(np.concatenate(ended) if ended else ())
+        database.array = database._sorted(np.concatenate(ended) if ended else ())
         return database
 
     @classmethod
@@ -109,8 +114,7 @@ class Database:
             DatabaseError: there is none, or it does not fit, or it is damaged.
         """
         manifest, arrays = storage.load(name_or_path, cls.kind, tokenizer, vocab_size, verify)
-        array = SuffixArray(arrays["tokens"], arrays["suffixes"], arrays["starts"])
-        return cls(manifest.vocab_size, manifest.eos_token_id, manifest.tokenizer, array)
+        return cls(manifest.vocab_size, manifest.eos_token_id, manifest.tokenizer, SuffixArray(**arrays))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the database to a folder; one of the same kind that is there is replaced at once or not at all.
@@ -120,7 +124,8 @@ class Database:
         """
         array = self._to_save()
         documents = int(np.count_nonzero(array.tokens == self.separator))
-        storage.save(folder, self.kind, self.vocab_size, self.eos_token_id, self.tokenizer, documents, array._asdict())
+        arrays = {name: values for name, values in array._asdict().items() if name in storage.REQUIRED or len(values)}
+        storage.save(folder, self.kind, self.vocab_size, self.eos_token_id, self.tokenizer, documents, arrays)
 
     def push_to_hub(self, repo_id: str) -> str:
         """Upload the database to the Hub as `owner/name`; returns the repository's address.
@@ -137,7 +142,7 @@ class Database:
         return self._split(self.tokens)
 
     def _to_save(self) -> SuffixArray:
-        return SuffixArray(self.tokens, self.suffixes, self.starts)
+        return self.array
 
     def _split(self, tokens: npt.NDArray[np.unsignedinteger]) -> Iterator[npt.NDArray[np.unsignedinteger]]:
         begin = 0

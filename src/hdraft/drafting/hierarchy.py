@@ -20,8 +20,9 @@ from hdraft.drafting.budget import BudgetRule, least_worthwhile
 from hdraft.drafting.context import ContextDatabase, append
 from hdraft.drafting.database import Database
 from hdraft.drafting.drafter import UNLIMITED, TokenIds, check_ids
+from hdraft.drafting.frequent import SUFFIX_LENGTH
 from hdraft.drafting.kernel import kernel, specialised
-from hdraft.drafting.matching import LEVELS, SUFFIX_LENGTH, Databases, Matches
+from hdraft.drafting.matching import LEVELS, Databases, Matches
 from hdraft.drafting.mixing import Mixture, Weights, initial_weights
 from hdraft.drafting.model import ModelDatabase
 from hdraft.drafting.statistics import StatisticsDatabase
@@ -269,8 +270,8 @@ class HierarchyDrafter:
         learned, stored, statistics = self._nothing, self._nothing, self._nothing
         if self.model_database is not None:
             stored, learned = self.model_database.snapshot()
-        if (general := self.statistics_database) is not None:
-            statistics = SuffixArray(general.tokens, general.suffixes, general.starts)
+        if self.statistics_database is not None:
+            statistics = self.statistics_database.array
         return learned, stored, statistics
 
     def _step(self, arguments: tuple[Any, ...]) -> Callable[..., int]:
@@ -432,7 +433,7 @@ def _rarity(vocab_size: int, database: Database | None) -> npt.NDArray[np.uint8]
     """How rare each token is in a database, from 0 for one in 32 tokens or more to 7: each step is a factor of four."""
     rarity = np.full(vocab_size, 7, np.uint8)
     if database is not None and len(database.tokens):
-        counts = np.diff(database.starts.astype(np.int64))[: database.vocab_size]
+        counts = np.diff(database.array.starts.astype(np.int64))[: database.vocab_size]
         bits = np.log2(len(database.tokens) / np.maximum(counts, 1))
         rarity[: len(counts)] = np.clip((bits - 5) / 2, 0, 7)
     return rarity

@@ -13,11 +13,9 @@ from hdraft.drafting import continuations as suffix_trie
 from hdraft.drafting.context import MATCH, NONE, TEXT, ContextTrie, step_down
 from hdraft.drafting.context import MAX_LENGTH as CONTEXT_LENGTH
 from hdraft.drafting.continuations import SuffixTrie
+from hdraft.drafting.frequent import SUFFIX_LENGTH
 from hdraft.drafting.kernel import kernel
 from hdraft.drafting.suffixes import SuffixArray
-
-SUFFIX_LENGTH = 8
-"""The longest context looked up in D_m and D_s, in tokens."""
 
 LEVELS = 4
 """D_c, finished requests, stored D_m, D_s."""

@@ -20,8 +20,8 @@ each token's probability by factors, and what no match foresaw by factors of its
 
 This is a log-linear model, fitted by gradient ascent on the log-likelihood of every emitted token, with each factor's
 steps shortened as it learns (AdaGrad; Duchi, Hazan and Singer, JMLR 2011): the way that lossless compressors mix their
-models (Mahoney, "Adaptive weighing of context models for lossless data compression", 2005). Every factor is a product of
-two: what all requests learn, and what this one learns of itself, which ends with it.
+models (Mahoney, "Adaptive weighing of context models for lossless data compression", 2005). Every factor is a product
+of two: what all requests learn, and what this one learns of itself, which ends with it.
 """
 
 import math

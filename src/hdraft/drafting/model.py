@@ -50,7 +50,7 @@ class ModelDatabase(Database):
 
     def snapshot(self) -> tuple[SuffixArray, SuffixArray]:
         """What is stored and what is learned, as they are now; they never change."""
-        return SuffixArray(self.tokens, self.suffixes, self.starts), self._learned
+        return self.array, self._learned
 
     def learn(self, output_ids: TokenIds) -> None:
         """Take a finished output in; an end-of-sequence id is added if it lacks one.

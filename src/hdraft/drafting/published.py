@@ -528,4 +528,4 @@ def suffix_array(database: StatisticsDatabase | None, vocab_size: int) -> tuple[
             f"the database holds a vocabulary of {database.vocab_size} tokens, the drafter {vocab_size}: "
             "build it with this model's tokenizer"
         )
-    return SuffixArray(database.tokens, database.suffixes, database.starts), database.separator
+    return database.array, database.separator

@@ -10,6 +10,9 @@ of a context are one range of ranks, and those followed by the same token are ne
 
 The context (5) is ranks 1 to 2; narrowed by 7 it is rank 2. A longer context is its prefix's range narrowed by one more
 token, which is how a draft tree's node finds its matches from its parent's.
+
+To count what follows a context takes two reads an occurrence. Contexts that are frequent are few, and asked for at
+nearly every step, so what follows them is counted when D_s is built (`frequent.py`).
 """
 
 from typing import NamedTuple
@@ -19,19 +22,29 @@ import numpy.typing as npt
 
 from hdraft.drafting.kernel import kernel
 
+_NO_CONTEXTS, _NO_CONTINUATIONS = np.empty((0, 4), np.uint32), np.empty((0, 3), np.uint32)
+_NO_CONTEXTS.flags.writeable = _NO_CONTINUATIONS.flags.writeable = False
+
 
 class SuffixArray(NamedTuple):
     """The arrays that the kernels read; all read-only, so that each kernel is compiled for one set of types.
+
+    The last two are empty where frequent contexts are not counted.
 
     Attributes:
         tokens: uint16[n] or uint32[n], documents one after another, each ended by the separator.
         suffixes: uint32[n], positions in lexicographic order of what begins there.
         starts: uint32[vocab_size + 2], `suffixes[starts[t]:starts[t + 1]]` begin with token t.
+        contexts: uint32[k, 4], the frequent contexts by length, and by rank: length, ranks [low, high), and the row in
+            `continuations` that theirs begin at; they end where the next context's begin.
+        continuations: uint32[m, 3], what follows them, the most frequent first: token, first rank, occurrences.
     """
 
     tokens: npt.NDArray[np.unsignedinteger]
     suffixes: npt.NDArray[np.uint32]
     starts: npt.NDArray[np.uint32]
+    contexts: npt.NDArray[np.uint32] = _NO_CONTEXTS
+    continuations: npt.NDArray[np.uint32] = _NO_CONTINUATIONS
 
 
 @kernel
@@ -65,12 +78,17 @@ def first_rank(array: SuffixArray, low: int, high: int, length: int, token: int)
 @kernel
 def narrow(array: SuffixArray, low: int, high: int, length: int, token: int) -> tuple[int, int]:
     """Of the ranks [low, high), which share their first `length` tokens, those that go on with `token`."""
-    first = begin = first_rank(array, low, high, length, token)
-    if begin >= high or token_at(array, begin, length) != token:
-        return begin, begin
-    # Most ranges are short: gallop to the last occurrence before halving.
+    first = first_rank(array, low, high, length, token)
+    if first >= high or token_at(array, first, length) != token:
+        return first, first
+    return first, end_of_run(array, first, high, length, token)
+
+
+@kernel
+def end_of_run(array: SuffixArray, begin: int, high: int, length: int, token: int) -> int:
+    """Where the ranks that go on with `token` end, of which `begin` is one; most are few, so gallop before halving."""
     stride = 1
     while begin + stride < high and token_at(array, begin + stride, length) == token:
         begin += stride
         stride <<= 1
-    return first, first_rank(array, begin + 1, min(high, begin + stride), length, token + 1)
+    return first_rank(array, begin + 1, min(high, begin + stride), length, token + 1)
