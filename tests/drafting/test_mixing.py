@@ -256,7 +256,7 @@ def test_what_is_sought_is_seen_twice_among_the_occurrences_looked_at_if_any_num
 
 @given(st.floats(-mixing._RATE - mixing._OWN_RATE, mixing._RATE + mixing._OWN_RATE))
 def test_the_exponential_of_a_step_is_close(step: float) -> None:
-    assert mixing._exp(step) == pytest.approx(math.exp(step), rel=1e-4)
+    assert mixing._exp(step) == pytest.approx(math.exp(step), rel=6e-5)
 
 
 @given(texts, corpora, corpora, corpora, st.integers(0, 4))
@@ -287,7 +287,7 @@ def test_factors_move_along_the_gradient_of_the_logarithm_of_the_likelihood(
 ) -> None:
     """Each token moves the factors that it uses in turn, by `_RATE` times its part of the gradient at first.
 
-    A request adds `_OWN_RATE` times that, with shorter steps by what it has learnt itself.
+    A request's own factor moves by `_OWN_RATE` times it, whatever it has learnt.
     """
     request = Request(text, learned, stored, general)
     randomise(request.weights, seed)
@@ -323,17 +323,15 @@ def test_factors_move_along_the_gradient_of_the_logarithm_of_the_likelihood(
     request.learn(token)
     moved, moved_for_good = np.log(factor / before), np.log(lasting / before)
     for cell, parts in errors.items():
-        squares, own_squares, expected, own = 5.0, 1.0, 0.0, 0.0
+        squares, expected, own = 5.0, 0.0, 0.0
         for part in parts:
             if cell in rest_cells(found) or abs(part) > mixing._SETTLED:
                 squares += part * part
-                own_squares += part * part
                 expected += mixing._RATE * part / math.sqrt(squares)
-                own += mixing._OWN_RATE * part / math.sqrt(own_squares)
+                own += mixing._OWN_RATE * part
         assert moved_for_good[cell] == pytest.approx(expected, abs=1e-4)
         assert moved[cell] == pytest.approx(expected + own, abs=1e-4)
         assert request.weights.squares[cell] == pytest.approx(squares, abs=1e-4)
-        assert request.weights.own_squares[cell] == pytest.approx(own_squares, abs=1e-4)
         if len(parts) == 1 and abs(parts[0]) > 0.01:
             assert np.sign(moved[cell]) == np.sign(parts[0])
     others = np.setdiff1d(np.arange(len(factor)), list(errors))
@@ -479,7 +477,6 @@ def test_what_a_request_learns_for_itself_ends_with_it() -> None:
     following = mixing.start(weights)
     assert following.factor == pytest.approx(after.lasting)
     assert following.lasting == pytest.approx(after.lasting)
-    assert np.all(following.own_squares == 1.0)
 
 
 def test_factors_stay_within_bounds() -> None:
