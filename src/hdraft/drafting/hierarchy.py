@@ -106,7 +106,9 @@ def grow(
             cutoff = max(_LEAST, least / 4)  # likely nodes before it may yet make a less likely one worth its place
             if nodes + waiting == room:
                 cutoff = max(cutoff, growth.probability[nodes + waiting - 1])
-            for i in range(mixing.mix(databases, matches, nodes, weights, 2.5 * cutoff / probability, mixture)):
+            sought = 2.5 * cutoff / probability  # of what follows the node; above 1 nothing can be
+            n = mixing.mix(databases, matches, nodes, weights, sought, mixture) if sought <= 1.0 else 0
+            for i in range(n):
                 reached = probability * mixture.probability[i] * (_DEEPER if depth else 1.0)
                 if reached >= cutoff and 0 <= mixture.token[i] < vocab_size:
                     slot, waiting = _offer(growth, room, nodes, waiting, reached)

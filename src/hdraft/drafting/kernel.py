@@ -18,14 +18,14 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
     """Compile with Numba once, for good: cached on disk, and run without the interpreter's lock.
 
     A kernel allocates nothing, so it needs none of Numba's reference counts (`_nrt`): counting every array of a tuple
-    at every call takes twenty times as long as the drafting itself. Do not write one that calls itself: Numba's cache
-    does not survive recursion.
+    at every call takes twenty times as long as the drafting itself. Nor does a division look whether it is by zero
+    (`error_model`). Do not write one that calls itself: Numba's cache does not survive recursion.
 
     Numba's cache looks only at the file that a kernel stands in, not at the kernels and types it uses from others; so
     the name that it caches a kernel by is made to tell all of them.
     """
     function.__qualname__ += f"_{_VERSION}"
-    options: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False}
+    options: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False, "error_model": "numpy"}
     compiled: Callable[P, R] = njit(**options)(function)
     return compiled
 

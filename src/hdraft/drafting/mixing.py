@@ -224,7 +224,12 @@ def _interpolate(
         mixture.shortest[level] = matches.longest[row, level] + 1
     mixture.occurred[:] = 0
     mixture.seen[:] = 0
-    for length in range(CONTEXT_LENGTH, 0, -1):
+    longest = 0
+    for level in range(LEVELS):
+        longest = max(longest, matches.longest[row, level])
+    for length in range(longest, 0, -1):
+        if left < least:
+            break
         for level in range(LEVELS):
             if length > matches.longest[row, level] or left < least:
                 continue
