@@ -120,6 +120,23 @@ def budget_results(figures: dict[str, Any]) -> str:
     return "\n".join(table([*columns, "drafted a step on random tokens"], lines))
 
 
+def first_results(figures: dict[str, Any]) -> str:
+    """What a new drafter's experience is worth."""
+    kinds = {"first": "each with a new drafter", "all": "one after another"}
+    rows = [
+        [
+            {"all": "D_c, D_m, D_s", "D_c": "D_c"}[row["databases"]],
+            kinds[row["requests"]],
+            str(row["budget"]),
+            f"{row['formula']:.3f}",
+            f"{row['shipped']:.3f}",
+            f"{100 * (row['shipped'] / row['formula'] - 1):+.1f} %",
+        ]
+        for row in figures["rows"]
+    ]
+    return "\n".join(table(["databases", "requests", "budget", "MAT from the formula", "as shipped", ""], rows))
+
+
 def time_results(steps: dict[str, Any], scaling: dict[str, Any]) -> str:
     """The parts of a step, and steps against the size of D_s and the length of the text."""
 
@@ -232,6 +249,7 @@ def main() -> None:
     fill("docs/drafting.md", "results", drafting_results(read_json("drafting.json")))
     fill("docs/drafting.md", "calibration", calibration_results(read_json("calibration.json")))
     fill("docs/drafting.md", "budget", budget_results(read_json("budget.json")))
+    fill("docs/drafting.md", "first", first_results(read_json("first_requests.json")))
     runs = {name: read_json(f"bench/{name}/report.json") for name in BENCH_RUNS}
     fill("README.md", "bench", bench_summary(runs["spec-bench-48-greedy"]))
     fill("docs/bench.md", "bench", bench_results(runs))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hdraft.drafting import matching, mixing
 from hdraft.drafting.context import MAX_LENGTH
 from hdraft.drafting.continuations import PROBES
+from hdraft.drafting.experience import Experience
 from hdraft.drafting.frequent import SUFFIX_LENGTH
 from hdraft.drafting.hierarchy import HierarchyDrafter
 from hdraft.drafting.matching import LEVELS
@@ -39,7 +40,10 @@ class Request:
         for document in learned:
             model_database.learn(document)
         drafter = HierarchyDrafter(
-            vocab_size, model_database, StatisticsDatabase.from_documents(general, vocab_size, EOS)
+            vocab_size,
+            model_database,
+            StatisticsDatabase.from_documents(general, vocab_size, EOS),
+            experience=Experience(mixing.initial_weights()),
         )
         self.session = drafter.session(text)
         self.session._matches = matching.allocate(rows, self.session._matches)
@@ -139,19 +143,23 @@ def by_powers_of_two(count: int) -> int:
 def cells(request: Request, found: Interpolated, token: int) -> list[int]:
     """The factors of one token."""
     lengths = MAX_LENGTH + 1
+    seen_after = found.seen_after[token]
     agreement = [
-        (level * lengths + found.seen_after[token][level]) * lengths + found.longest[level] for level in range(LEVELS)
+        (place * lengths + seen_after[level]) * lengths + found.longest[level]
+        for place, level in enumerate((0, LEVELS - 1))
     ]
+    pattern = int("".join(str([0, 1, 1, 2, 2, 3][min(length, 5)]) for length in seen_after), 4)
     familiarity = 12
     if token in request.text:
         age = len(request.text) - max(i for i, other in enumerate(request.text) if other == token)
         familiarity = by_powers_of_two(request.text.count(token) + 1) * 13 + min(int(math.log2(age)), 12)
-    group = [0, 1, 2, 3, 4, 4, 5, 5, 6, 6, 6, 6, 7][max(found.seen_after[token])]
+    group = [0, 1, 2, 3, 4, 4, 5, 5, 6, 6, 6, 6, 7][max(seen_after)]
     return [
         *agreement,
+        mixing._PATTERN + pattern,
         mixing._FAMILIARITY + familiarity * 8 + request.rarity[token],
         mixing._SEEN_AFTER + familiarity * 8 + group,
-        mixing._HABIT + 2 * (token % mixing._HABITS) + (found.seen_after[token][0] > 0),
+        mixing._HABIT + 2 * (token % mixing._HABITS) + (seen_after[0] > 0),
         mixing._CONFIDENCE + step(found.chances[token]),
     ]
 

@@ -11,6 +11,7 @@ import pytest
 from tiny_model import save_tiny_model
 
 from hdraft.drafting.hierarchy import HierarchyDrafter
+from hdraft.drafting.statistics import StatisticsDatabase
 from hdraft.evaluation.costs import CURVES, cost_curve
 from hdraft.evaluation.traces import Request, read_traces
 
@@ -27,7 +28,7 @@ def load(name: str, folder: Path = BENCHMARKS) -> ModuleType:
     return module
 
 
-budget, calibration = load("budget"), load("calibration")
+budget, calibration, first_requests = load("budget"), load("calibration"), load("first_requests")
 
 
 @pytest.fixture
@@ -103,6 +104,21 @@ def test_budget_as_a_command(
         run(budget, monkeypatch, path, "--json", tmp_path / "none" / "budget.json")
     with pytest.raises(SystemExit, match=r"none.jsonl"):
         run(budget, monkeypatch, tmp_path / "none.jsonl")
+
+
+def test_first_requests_as_a_command(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "D_s"
+    StatisticsDatabase.from_documents([[1, 2, 3, 4] * 8], 50, 0).save_pretrained(folder)
+    figures = tmp_path / "first.json"
+    run(first_requests, monkeypatch, path, "--vocab-size", 50, "--statistics-database", folder, "--json", figures)
+    assert "as shipped" in capsys.readouterr().out
+    rows = json.loads(figures.read_text())["rows"]
+    assert len(rows) == 2 * 2 * len(first_requests.BUDGETS)
+    assert all(1 < row[kind] < 8 for row in rows for kind in ("formula", "shipped"))
+    assert any(row["formula"] != row["shipped"] for row in rows)
+    assert {row["budget"] for row in rows if row["databases"] == "all"} == set(first_requests.BUDGETS)
 
 
 def test_calibration_as_a_command(

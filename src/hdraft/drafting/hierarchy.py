@@ -8,7 +8,6 @@ A child's matches are its parent's, one token longer (`matching`), and what was 
 (`continuations`), so nothing is searched for twice.
 """
 
-import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,10 +19,11 @@ from hdraft.drafting.budget import BudgetRule, least_worthwhile
 from hdraft.drafting.context import ContextDatabase, append
 from hdraft.drafting.database import Database
 from hdraft.drafting.drafter import UNLIMITED, TokenIds, check_ids
+from hdraft.drafting.experience import Experience
 from hdraft.drafting.frequent import SUFFIX_LENGTH
 from hdraft.drafting.kernel import kernel, specialised
 from hdraft.drafting.matching import LEVELS, Databases, Matches
-from hdraft.drafting.mixing import Mixture, Weights, initial_weights
+from hdraft.drafting.mixing import Mixture, Weights
 from hdraft.drafting.model import ModelDatabase
 from hdraft.drafting.statistics import StatisticsDatabase
 from hdraft.drafting.suffixes import SuffixArray
@@ -35,7 +35,6 @@ _DEEPER = 0.985  # of each level after the first: a tree's likeliest paths are t
 _CONTEXTS = 2**14  # of D_m and D_s, kept for a request
 _TOKEN, _PARENT, _DEPTH, _LEVEL, _LIMITS = range(5)  # the columns of `Growth.node`
 _NO_IDS = np.empty(0, np.int32)
-_FORGET = 0.8  # of the running rate, from one request to the next
 
 
 class Growth(NamedTuple):
@@ -187,6 +186,7 @@ class HierarchyDrafter:
         model_database: D_m, what the target has generated before.
         statistics_database: D_s, general text.
         learn: whether a finished request's output joins D_m, and so may be drafted for later requests.
+        experience: how much to believe which match, where its requests go on learning; by default, what is shipped.
 
     Raises:
         ValueError: a database of a larger vocabulary, or two that differ.
@@ -206,6 +206,7 @@ class HierarchyDrafter:
         statistics_database: StatisticsDatabase | None = None,
         *,
         learn: bool = False,
+        experience: Experience | None = None,
     ) -> None:
         for database in (model_database, statistics_database):
             if database is not None and database.vocab_size > vocab_size:
@@ -231,7 +232,7 @@ class HierarchyDrafter:
         if statistics_database is not None:
             self._separators[3] = statistics_database.separator
         self._rarity = _rarity(vocab_size, statistics_database or model_database)
-        self._experience = _Experience()
+        self.experience = Experience() if experience is None else experience
         self._compiled: Callable[..., int] | None = None
 
     def session(self, prompt_ids: TokenIds, costs: npt.NDArray[np.floating] | None = None) -> "HierarchySession":
@@ -254,9 +255,9 @@ class HierarchyDrafter:
         Raises:
             ValueError: the database's vocabulary is larger, or not that of D_s.
         """
-        drafter = HierarchyDrafter(self.vocab_size, model_database, self.statistics_database, learn=self.learn)
-        drafter._experience = self._experience
-        return drafter
+        return HierarchyDrafter(
+            self.vocab_size, model_database, self.statistics_database, learn=self.learn, experience=self.experience
+        )
 
     def warm_up(self) -> None:
         """Run all kernels once, so that no request waits for the compiler; nothing of it is kept."""
@@ -283,28 +284,6 @@ class HierarchyDrafter:
         return self._compiled
 
 
-class _Experience:
-    """What a drafter's requests have learnt: how much to believe which match, and how much a step emits. No text."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._weights = initial_weights()
-        self._tokens, self._time = 0.0, 0.0  # emitted, and the time of their steps in ordinary steps
-
-    def start(self) -> tuple[Weights, float]:
-        with self._lock:
-            rate = self._tokens / self._time if self._time else 1.0
-            return mixing.start(self._weights), rate
-
-    def finish(self, before: Weights, after: Weights, rule: BudgetRule | None) -> None:
-        """Join what one request learnt; a request that ran beside it has not seen it, and adds its own."""
-        with self._lock:
-            mixing.join(self._weights, before, after)
-            if rule is not None:
-                self._tokens = _FORGET * self._tokens + rule.tokens
-                self._time = _FORGET * self._time + rule.time
-
-
 class HierarchySession:
     """One request of a `HierarchyDrafter`."""
 
@@ -314,7 +293,7 @@ class HierarchySession:
         self._drafter = drafter
         prompt = check_ids(prompt_ids, drafter.vocab_size)
         self._context = ContextDatabase(prompt[:-SUFFIX_LENGTH])
-        self._before, rate = drafter._experience.start()
+        self._before, rate = drafter.experience.start()
         self._weights = mixing.start(self._before)
         self._rule = None if costs is None else BudgetRule(costs, rate)
         self._matches = matching.allocate(1)
@@ -398,7 +377,7 @@ class HierarchySession:
         self._closed = True
         drafter = self._drafter
         self._advance(self._take_emitted(), learn=True)
-        drafter._experience.finish(self._before, self._weights, self._rule)
+        drafter.experience.finish(self._before, self._weights, self._rule)
         if drafter.learn and drafter.model_database is not None and self._output:
             output = np.concatenate(self._output)
             unknown = np.flatnonzero(output >= drafter.model_database.vocab_size)

@@ -12,7 +12,8 @@ expectation-maximisation. What all matches leave is nobody's.
 Interpolation lets the first match decide and hardly counts how many databases agree. So the second stage multiplies
 each token's probability by factors, and what no match foresaw by factors of its own, and makes them sum up to 1:
 
-    agreement    for each database, the longest match that the token was seen after, beside the longest there is
+    agreement    for D_c and D_s, the longest match that the token was seen after, beside the longest there is
+    pattern      how long the longest match is that it was seen after, for all databases together
     familiarity  how often and how recently the request's text has the token, beside how rare it is in general text,
                  and beside the longest match that it was seen after
     habit        the token itself, and whether the request's text has it after this context
@@ -41,7 +42,7 @@ _SHAPES = 3  # continuations: all the same, one dominant, diverse
 _FEWEST = 16  # probes of a context in D_m and D_s
 _RECENT = 24  # children looked at of a context in D_c
 _TOKENS = 256  # the most tokens considered to follow one context
-_BOOST = 64.0  # no factors make a token likely enough whose share is so much smaller than what is sought
+_BOOST = 48.0  # no factors make a token likely enough whose share is so much smaller than what is sought
 _UNSEEN = 1 / 65536  # the probability of a token that no match foresaw, to within an order of magnitude
 _PRIOR = 8.0  # observations that an initial weight counts for
 _RATE = 0.3  # the first steps of a factor's logarithm …
@@ -52,18 +53,22 @@ _LARGEST = 1000.0  # a factor stays below, and above its inverse
 
 _LENGTHS = CONTEXT_LENGTH + 1
 _BEFORE, _AFTER, _UNLIKELY = 0, 1, 2  # what `rest` holds
-_CELLS = LEVELS + 4  # factors of a token
+_CELLS = 7  # factors of a token
 _AGES = 13
 _FAMILIAR = _COUNTS * _AGES
 _HABITS = 2**13  # tokens share a factor of habit with those of the same remainder
 _STEPS = 48
-_FAMILIARITY = LEVELS * _LENGTHS * _LENGTHS  # where each group of factors begins
+_STATISTICS = LEVELS - 1
+_PATTERN = 2 * _LENGTHS * _LENGTHS  # where each group of factors begins
+_FAMILIARITY = _PATTERN + 4**LEVELS
 _SEEN_AFTER = _FAMILIARITY + _FAMILIAR * 8
 _HABIT = _SEEN_AFTER + _FAMILIAR * 8
 _CONFIDENCE = _HABIT + 2 * _HABITS
 _ESCAPE = _CONFIDENCE + _STEPS
 _REST = _ESCAPE + LEVELS * _LENGTHS * _COUNTS
 _FACTORS = _REST + _STEPS
+FACTORS_OF_TOKENS = slice(_HABIT, _CONFIDENCE)
+"""The factors that are about single tokens; all others are as good for any vocabulary."""
 
 
 class Weights(NamedTuple):
@@ -289,19 +294,22 @@ def _correct(databases: Databases, factor: npt.NDArray[np.float64], mixture: Mix
     total = rest + mixture.rest[_UNLIKELY]
     for i in range(n):
         cell = mixture.cell[i]
-        longest = 0
+        seen_after = mixture.seen_after[i]
+        longest = pattern = 0
         for level in range(LEVELS):
-            length = mixture.seen_after[i, level]
-            longest = max(longest, length)
-            cell[level] = (level * _LENGTHS + length) * _LENGTHS + mixture.longest[level]
+            longest = max(longest, seen_after[level])
+            pattern = 4 * pattern + min((seen_after[level] + 1) // 2, 3)  # 0, 1-2, 3-4, 5 or more
+        cell[0] = seen_after[0] * _LENGTHS + mixture.longest[0]
+        cell[1] = (_LENGTHS + seen_after[_STATISTICS]) * _LENGTHS + mixture.longest[_STATISTICS]
+        cell[2] = _PATTERN + pattern
         token = mixture.token[i]
         familiarity = _familiarity(databases.context, token) * 8
         rarity = np.int64(databases.rarity[token]) if 0 <= token < len(databases.rarity) else 7
-        cell[LEVELS] = _FAMILIARITY + familiarity + rarity
-        cell[LEVELS + 1] = _SEEN_AFTER + familiarity + _group(longest)
-        cell[LEVELS + 2] = _HABIT + 2 * (token & (_HABITS - 1)) + (1 if mixture.seen_after[i, 0] else 0)
+        cell[3] = _FAMILIARITY + familiarity + rarity
+        cell[4] = _SEEN_AFTER + familiarity + _group(longest)
+        cell[5] = _HABIT + 2 * (token & (_HABITS - 1)) + (1 if seen_after[0] else 0)
         probability = mixture.probability[i]
-        cell[LEVELS + 3] = _CONFIDENCE + _step(probability)
+        cell[6] = _CONFIDENCE + _step(probability)
         for k in range(_CELLS):
             probability *= factor[cell[k]]
         mixture.probability[i] = probability

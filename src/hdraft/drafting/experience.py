@@ -1,0 +1,86 @@
+"""What the requests of a drafter have learnt, of how to mix matches and of how much a step emits. It holds no text.
+
+A new drafter does not start from nothing: `experience.npz` is what some two thousand requests have learnt that were
+made of openly licensed text (`tools/fit_experience.py`; the sources are in docs/drafting.md). It is for any model and
+vocabulary, since all that is about single tokens is left out of it, and counts for little beside what the drafter's own
+requests say.
+"""
+
+import os
+import threading
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from hdraft.drafting import mixing
+from hdraft.drafting.budget import BudgetRule
+from hdraft.drafting.mixing import FACTORS_OF_TOKENS, Weights, initial_weights
+
+_SHIPPED = Path(__file__).with_name("experience.npz")
+_OBSERVATIONS = 100.0  # that what is shipped counts for, at most: of a weight, or squared gradients of a factor
+_FORGET = 0.8  # of the running rate, from one request to the next
+
+
+class Experience:
+    """Weights and factors, and the running rate; requests beside each other may start from it and add to it.
+
+    Args:
+        weights: to start from; what is shipped if there are none.
+    """
+
+    def __init__(self, weights: Weights | None = None) -> None:
+        self._lock = threading.Lock()
+        self.weights = mixing.start(_shipped() if weights is None else weights)
+        self._tokens, self._time = 0.0, 0.0  # emitted, and the time of their steps in ordinary steps
+
+    def start(self) -> tuple[Weights, float]:
+        """What a request starts from: weights of its own to learn in, and the rate."""
+        with self._lock:
+            rate = self._tokens / self._time if self._time else 1.0
+            return mixing.start(self.weights), rate
+
+    def finish(self, before: Weights, after: Weights, rule: BudgetRule | None) -> None:
+        """Join what one request learnt; a request that ran beside it has not seen it, and adds its own."""
+        with self._lock:
+            mixing.join(self.weights, before, after)
+            if rule is not None:
+                self._tokens = _FORGET * self._tokens + rule.tokens
+                self._time = _FORGET * self._time + rule.time
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the weights, and the factors that are about no single token, with what each of them counts for."""
+        taken, reached = self.weights.taken, self.weights.reached
+        fewer = np.minimum(_OBSERVATIONS / reached, 1.0)
+        np.savez_compressed(
+            path,
+            taken=(taken * fewer).astype(np.float32),
+            reached=(reached * fewer).astype(np.float32),
+            lasting=np.delete(self.weights.lasting, FACTORS_OF_TOKENS).astype(np.float32),
+            squares=np.minimum(np.delete(self.weights.squares, FACTORS_OF_TOKENS), _OBSERVATIONS).astype(np.float32),
+        )
+
+
+def load(path: str | os.PathLike[str]) -> Weights:
+    """The weights that `Experience.save` wrote; factors of single tokens start from 1.
+
+    Raises:
+        ValueError: the file is of another version of the mixture: `tools/fit_experience.py` makes it anew.
+    """
+    weights = initial_weights()
+    with np.load(path) as saved:
+        for name in ("taken", "reached", "lasting", "squares"):
+            values = getattr(weights, name)
+            kept = np.ones(len(values), np.bool_)
+            if name in ("lasting", "squares"):
+                kept[FACTORS_OF_TOKENS] = False
+            if saved[name].shape != (kept.sum(),):
+                raise ValueError(f"{path} is of another version of the mixture: run tools/fit_experience.py")
+            values[kept] = saved[name]
+    np.divide(weights.taken, weights.reached, out=weights.weight)
+    return mixing.start(weights)
+
+
+@cache
+def _shipped() -> Weights:
+    return load(_SHIPPED)
