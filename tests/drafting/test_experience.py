@@ -10,7 +10,7 @@ import hdraft
 from hdraft.drafting import experience, mixing
 from hdraft.drafting.experience import Experience, load
 from hdraft.drafting.hierarchy import HierarchyDrafter
-from hdraft.drafting.mixing import FACTORS_OF_TOKENS, Weights, initial_weights
+from hdraft.drafting.mixing import FACTORS_OF_DATABASES, FACTORS_OF_TOKENS, Weights, initial_weights
 from hdraft.drafting.statistics import StatisticsDatabase
 from hdraft.evaluation.replay import ALL, replay
 from hdraft.evaluation.traces import Request
@@ -54,8 +54,9 @@ def test_what_was_learnt_elsewhere_counts_for_a_limited_number_of_observations(t
         getattr(learnt.weights, name)[:] *= 1000
     learnt.save(tmp_path / "experience.npz")
     after = load(tmp_path / "experience.npz")
-    assert after.reached.max() <= experience._OBSERVATIONS * 1.001
-    assert after.squares.max() <= experience._OBSERVATIONS * 1.001
+    assert after.reached[after.reached != initial_weights().reached].max() <= experience._OF_DATABASES * 1.001
+    assert after.squares[FACTORS_OF_DATABASES].max() == experience._OF_DATABASES
+    assert after.squares.max() == experience._OF_TEXTS
     assert after.weight == pytest.approx(learnt.weights.taken / learnt.weights.reached, rel=1e-5)
 
 

@@ -2,8 +2,8 @@
 
 A new drafter does not start from nothing: `experience.npz` is what some two thousand requests have learnt that were
 made of openly licensed text (`tools/fit_experience.py`; the sources are in docs/drafting.md). It is for any model and
-vocabulary, since all that is about single tokens is left out of it, and counts for little beside what the drafter's own
-requests say.
+vocabulary, since all that is about single tokens is left out of it. What it says of matches counts for little, as the
+drafter's databases are others, and soon gives way to what its own requests say; what it says of texts counts for more.
 """
 
 import os
@@ -15,10 +15,10 @@ import numpy as np
 
 from hdraft.drafting import mixing
 from hdraft.drafting.budget import BudgetRule
-from hdraft.drafting.mixing import FACTORS_OF_TOKENS, Weights, initial_weights
+from hdraft.drafting.mixing import FACTORS_OF_DATABASES, FACTORS_OF_TOKENS, Weights, initial_weights
 
 _SHIPPED = Path(__file__).with_name("experience.npz")
-_OBSERVATIONS = 100.0  # that what is shipped counts for, at most: of a weight, or squared gradients of a factor
+_OF_DATABASES, _OF_TEXTS = 3.0, 100.0  # observations, or squared gradients, that what is saved counts for at most
 _FORGET = 0.8  # of the running rate, from one request to the next
 
 
@@ -50,14 +50,18 @@ class Experience:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the weights, and the factors that are about no single token, with what each of them counts for."""
-        taken, reached = self.weights.taken, self.weights.reached
-        fewer = np.minimum(_OBSERVATIONS / reached, 1.0)
+        with self._lock:
+            weights = mixing.start(self.weights)
+        fewer = np.minimum(_OF_DATABASES / weights.reached, 1.0)
+        most = np.full(len(weights.squares), _OF_TEXTS)
+        most[FACTORS_OF_DATABASES] = _OF_DATABASES
+        squares = np.minimum(weights.squares, most)
         np.savez_compressed(
             path,
-            taken=(taken * fewer).astype(np.float32),
-            reached=(reached * fewer).astype(np.float32),
-            lasting=np.delete(self.weights.lasting, FACTORS_OF_TOKENS).astype(np.float32),
-            squares=np.minimum(np.delete(self.weights.squares, FACTORS_OF_TOKENS), _OBSERVATIONS).astype(np.float32),
+            taken=(weights.taken * fewer).astype(np.float32),
+            reached=(weights.reached * fewer).astype(np.float32),
+            lasting=np.delete(weights.lasting, FACTORS_OF_TOKENS).astype(np.float32),
+            squares=np.delete(squares, FACTORS_OF_TOKENS).astype(np.float32),
         )
 
 

@@ -69,6 +69,8 @@ _REST = _ESCAPE + LEVELS * _LENGTHS * _COUNTS
 _FACTORS = _REST + _STEPS
 FACTORS_OF_TOKENS = slice(_HABIT, _CONFIDENCE)
 """The factors that are about single tokens; all others are as good for any vocabulary."""
+FACTORS_OF_DATABASES = np.r_[:_FAMILIARITY, _ESCAPE:_REST]
+"""The factors that are about how far matches in the databases can be believed."""
 
 
 class Weights(NamedTuple):
