@@ -48,7 +48,7 @@ def texts(tmp_path: Path) -> list[str]:
         (library / f"numbers{n}.py").write_text(MODULE.format(n=n) * 4)
         name = f":mod:`!numbers{n}`" if n % 2 else "A page"
         (docs / f"{n}.rst.txt").write_text(f"{name} --- numbers\n===\n\nIt adds numbers of kind {n}.\n" * 4)
-    return ["--corpus", str(corpus), "--docs", str(docs), "--library", str(library)]
+    return ["--corpus", str(corpus), "--docs", str(docs), "--modules", str(library)]
 
 
 def run(*options: str) -> str:

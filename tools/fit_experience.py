@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -62,7 +63,7 @@ def pages(folder: Path) -> Iterator[tuple[str, str]]:
         yield title[1] if title else "", text
 
 
-def load_texts(corpus: Path, docs: Path, library: Path, tokenizer: Tokenizer) -> Texts:
+def load_texts(corpus: Path, docs: Path, source: Path, tokenizer: Tokenizer) -> Texts:
     """Read everything; requests come in an order that is random, but always the same."""
     draw = random.Random(0)
     end = tokenizer.token_to_id("<|endoftext|>")
@@ -90,9 +91,9 @@ def load_texts(corpus: Path, docs: Path, library: Path, tokenizer: Tokenizer) ->
             add_request(kind, ids[:middle], ids[middle:])
 
     modules = {}
-    for path in standard_library_files(library):
+    for path in standard_library_files(source):
         if text := read_source(path):
-            modules[".".join(path.relative_to(library).with_suffix("").parts).removesuffix(".__init__")] = text
+            modules[".".join(path.relative_to(source).with_suffix("").parts).removesuffix(".__init__")] = text
             add("code", text, REQUESTS)
             if percentile(text) < REQUESTS and (edit := renamed(text, draw)):
                 add_request("edit", *map(encode, edit))
@@ -100,8 +101,8 @@ def load_texts(corpus: Path, docs: Path, library: Path, tokenizer: Tokenizer) ->
         if module in modules:  # a module, and a part of its page
             page = encode(text)
             begin = draw.randrange(max(1, len(page) - PAGE))
-            source = encode(modules[module])[: draw.choice((1000, 2000))]
-            add_request("module and page", source, page[begin : begin + PAGE])
+            prompt = encode(modules[module])[: draw.choice((1000, 2000))]
+            add_request("module and page", prompt, page[begin : begin + PAGE])
         else:
             add("documentation", text, REQUESTS)
     for row in read_json_lines(corpus / "gsm8k_train.jsonl.gz"):
@@ -130,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Fit what a new drafter knows before its first request.")
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--docs", type=Path, required=True)
-    parser.add_argument("--library", type=Path, default=Path(sysconfig.get_path("stdlib")), help="Python's own modules")
+    parser.add_argument("--modules", type=Path, default=Path(sysconfig.get_path("stdlib")), help="Python's own modules")
     parser.add_argument(
         "--check", action="store_true", help="measure what one half teaches on the other; write nothing"
     )
@@ -139,7 +140,7 @@ def main() -> None:
     console = Console(highlight=False)
     tokenizer = Tokenizer.from_file(str(ROOT / "src/hdraft/demo/model/tokenizer.json"))
     vocab_size, end = tokenizer.get_vocab_size(), tokenizer.token_to_id("<|endoftext|>")
-    texts = load_texts(arguments.corpus, arguments.docs, arguments.library, tokenizer)
+    texts = load_texts(arguments.corpus, arguments.docs, arguments.modules, tokenizer)
     statistics = StatisticsDatabase.from_documents(texts.statistics, vocab_size, end)
 
     def run(requests: list[Request], weights: Weights) -> tuple[Experience, float]:
@@ -161,10 +162,10 @@ def main() -> None:
         [request for request in texts.requests if (request.category in written) == side] for side in (True, False)
     ]
     for taught, measured in (halves, halves[::-1]):
-        scratch = Path(arguments.output).with_name("check.npz")
-        run(taught, initial_weights())[0].save(scratch)
-        before, after = run(measured, initial_weights())[1], run(measured, load(scratch))[1]
-        scratch.unlink()
+        with TemporaryDirectory() as folder:
+            learnt = Path(folder) / "experience.npz"
+            run(taught, initial_weights())[0].save(learnt)
+            before, after = run(measured, initial_weights())[1], run(measured, load(learnt))[1]
         console.print(f"MAT of {len(measured)} requests {before:.3f}; taught by {len(taught)} others {after:.3f}")
 
 

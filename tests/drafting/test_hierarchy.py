@@ -132,6 +132,13 @@ def test_a_token_is_credited_to_the_database_that_contributes_most() -> None:
             assert (tree.tokens.tolist(), tree.sources.tolist()) == ([14], [Source.CONTEXT if from_context else source])
 
 
+def test_a_long_copy_is_drafted_to_its_end() -> None:
+    text = list(range(1, 40))
+    drafter = HierarchyDrafter(50, experience=Experience(initial_weights()))
+    tree = drafter.session([*text, *text[:10]]).propose(budget=64)
+    assert tree.best_chain(64).tokens.tolist()[:29] == text[10:39]
+
+
 @pytest.mark.parametrize("begun", [1, 3, 10])
 def test_a_long_copy_takes_few_steps(begun: int) -> None:
     text = list(range(1, 40))
@@ -372,9 +379,9 @@ def test_threads_share_a_learning_drafter() -> None:
 
 def test_a_depth_of_a_narrow_integer_type_leaves_later_depths_alone() -> None:
     text = list(range(1, 40))
-    drafter = HierarchyDrafter(50)
+    drafter = HierarchyDrafter(50, experience=Experience(initial_weights()))
     drafter.session(text).propose(4, np.int8(5))  # type: ignore[arg-type]
-    assert drafter.session([*text, *text[:10]]).propose(64).depths.max() > 10
+    assert drafter.session([*text, *text[:10]]).propose(64).depths.max() > 20
 
 
 def test_a_caller_may_use_its_buffer_again() -> None:

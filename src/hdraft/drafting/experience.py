@@ -49,7 +49,10 @@ class Experience:
                 self._time = _FORGET * self._time + rule.time
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the weights, and the factors that are about no single token, with what each of them counts for."""
+        """Write, to a path that ends in .npz, the weights and the factors that are about no single token.
+
+        Also what each of them counts for, so that a drafter that starts from them goes on learning.
+        """
         with self._lock:
             weights = mixing.start(self.weights)
         fewer = np.minimum(_OF_DATABASES / weights.reached, 1.0)
@@ -72,17 +75,17 @@ def load(path: str | os.PathLike[str]) -> Weights:
         ValueError: the file is of another version of the mixture: `tools/fit_experience.py` makes it anew.
     """
     weights = initial_weights()
+    everything = np.arange(len(weights.weight))
+    general = np.delete(np.arange(len(weights.lasting)), FACTORS_OF_TOKENS)
+    places = {"taken": everything, "reached": everything, "lasting": general, "squares": general}
     with np.load(path) as saved:
-        for name in ("taken", "reached", "lasting", "squares"):
-            values = getattr(weights, name)
-            kept = np.ones(len(values), np.bool_)
-            if name in ("lasting", "squares"):
-                kept[FACTORS_OF_TOKENS] = False
-            if saved[name].shape != (kept.sum(),):
+        for name, place in places.items():
+            if name not in saved or saved[name].shape != place.shape:
                 raise ValueError(f"{path} is of another version of the mixture: run tools/fit_experience.py")
-            values[kept] = saved[name]
+            getattr(weights, name)[place] = saved[name]
     np.divide(weights.taken, weights.reached, out=weights.weight)
-    return mixing.start(weights)
+    weights.factor[:] = weights.lasting
+    return weights
 
 
 @cache
