@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-vllm lint clean
+.PHONY: setup demo test test-latest test-oldest smoke test-vllm lint clean
 
 setup: .venv/.installed
 
@@ -30,11 +30,28 @@ test: setup
 test-vllm: .venv-vllm/.installed
 	NUMBA_CACHE_DIR=$(CURDIR)/.venv-vllm/numba .venv-vllm/bin/pytest tests/engines
 
+# The newest packages there are, and the oldest that pyproject.toml allows.
+NEWEST := $(BIN)/python tools/environments.py newest
+OLDEST := $(BIN)/python tools/environments.py oldest
+PYTEST := env OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 8
+
+test-latest: setup
+	$(NEWEST) $(PYTEST) tests/decoding tests/test_cli.py
+	$(NEWEST) hdraft demo
+
+test-oldest: setup
+	$(OLDEST) $(PYTEST) tests/decoding tests/test_cli.py
+	$(OLDEST) hdraft demo
+
+smoke: setup
+	$(NEWEST) $(PYTEST) tests/decoding/test_smoke.py
+	$(OLDEST) $(PYTEST) tests/decoding/test_smoke.py
+
 lint: setup
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
 # Leaves build/ alone: it may hold hours of training.
 clean:
-	rm -rf .venv .venv-vllm dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .environments dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

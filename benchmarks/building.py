@@ -13,9 +13,10 @@ from typing import Any
 from hdraft.building import build_model, build_statistics, generate_outputs
 from hdraft.demo import MODEL
 from hdraft.demo.library import library_files
+from hdraft.drafting.drafter import vocabulary_size
 from hdraft.evaluation.machine import machine
 from hdraft.evaluation.questions import SMALL, read_questions
-from hdraft.loading import load_target, quieten, vocabulary_size
+from hdraft.loading import load_target, quieten
 
 
 def from_text(tokenizer: Any, size: int, folder: Path) -> dict[str, float]:

@@ -330,7 +330,8 @@ def build_model(
     if model is not None and len(generations or ()) > 1:
         raise CommandError("with --model, --generations is the one file that keeps its output: give one, or none")
     from hdraft import building
-    from hdraft.loading import load_target, quieten, vocabulary_size
+    from hdraft.drafting.drafter import vocabulary_size
+    from hdraft.loading import load_target, quieten
     from hdraft.terminal import progress
 
     console = _console(stderr=True)

@@ -12,7 +12,8 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hdraft.conversation import Conversation
-from hdraft.decoding.support import embedding_weight, table_limits
+from hdraft.decoding.support import table_limits
+from hdraft.drafting.drafter import vocabulary_size
 from hdraft.drafting.hierarchy import HierarchyDrafter
 from hdraft.drafting.model import ModelDatabase
 from hdraft.drafting.statistics import StatisticsDatabase
@@ -77,11 +78,6 @@ def load_vocabulary(name: str, trust_remote_code: bool = False) -> tuple[PreTrai
     except (OSError, ValueError):
         return tokenizer, None
     return tokenizer, getattr(config.get_text_config(), "vocab_size", None)
-
-
-def vocabulary_size(model: PreTrainedModel) -> int:
-    """How many ids the model knows: at least as many as its tokenizer."""
-    return len(embedding_weight(model))
 
 
 def load_drafter(

@@ -9,7 +9,7 @@ import torch
 import transformers
 from architectures import NEW, PROMPT, VOCABULARY, build, build_tokenizer
 from oracle import OracleDrafter
-from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
 from hdraft.decoding import GrowingCache, Statistics, custom_generate, generate, measure_costs, stream
@@ -331,7 +331,19 @@ def test_bare_custom_generate(model, text):
     method = custom_generate(oracle, streamer=collector)
     tokens = model.generate(prompt(), custom_generate=method, max_new_tokens=NEW)
     assert tokens[0].tolist() == text
-    assert list(chain(*collector.puts)) == text[PROMPT:]
+    assert collector.puts[0] == prompt().tolist() and list(chain(*collector.puts[1:])) == text[PROMPT:]
+
+
+@pytest.mark.parametrize("skip_prompt", [True, False])
+def test_bare_custom_generate_streams_text_as_generate_does(skip_prompt, capsys):
+    model, tokenizer = build("llama-text"), build_tokenizer()
+    ids = tokenizer("def get", return_tensors="pt").input_ids
+    expected = model.generate(ids, streamer=TextStreamer(tokenizer, skip_prompt), max_new_tokens=30)
+    shown = capsys.readouterr().out
+    oracle = OracleDrafter(len(tokenizer), expected[0].tolist(), ids.shape[1])
+    method = custom_generate(oracle, streamer=TextStreamer(tokenizer, skip_prompt))
+    model.generate(ids, custom_generate=method, max_new_tokens=30)
+    assert capsys.readouterr().out == shown and shown
 
 
 def test_input_ids_as_keywords(model, text):

@@ -109,11 +109,14 @@ def test_arguments(model, arguments):
     assert refusal(generate, model, prompt(), **arguments).startswith(next(iter(arguments)))
 
 
-def test_arguments_for_the_model(monkeypatch):
+@pytest.mark.parametrize("name", ["token_type_ids", "mm_token_type_ids"])
+def test_tokens_of_several_types(monkeypatch, name):
     model = build("gpt2")
     monkeypatch.setattr(model.transformer, "forward", None)
     types = torch.zeros(1, PROMPT, dtype=torch.long)
-    assert refusal(generate, model, prompt(), token_type_ids=types).startswith("token_type_ids")
+    types[0, 3] = 1
+    with pytest.raises(ValueError, match=f"{name}"):
+        generate(model, prompt(), **{name: types})
 
 
 def test_typos_are_reported_by_transformers(model):
@@ -151,12 +154,9 @@ def test_a_drafter_for_another_vocabulary(model, more):
         generate(model, prompt(), OracleDrafter(VOCABULARY + more, [], 0))
 
 
-def test_a_cache_or_a_mask_for_another_sequence(model):
+def test_a_mask_for_another_sequence(model):
     with pytest.raises(ValueError, match="pass the whole sequence"):
         generate(model, prompt(), attention_mask=torch.ones(1, PROMPT + 2, dtype=torch.long))
-    output = generate(build("mistral-sliding"), prompt(), max_new_tokens=4, return_dict_in_generate=True)
-    with pytest.raises(ValueError, match="pass the whole sequence"):
-        generate(build("mistral-sliding"), prompt(), past_key_values=output.past_key_values)
 
 
 @pytest.mark.parametrize("name", ["mistral-sliding", "gemma3"])

@@ -19,7 +19,7 @@ from recording import REFUSED, Recording, nothing_read, record, refuse, tensors
 from test_lossless import compare, prompt
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hdraft.decoding import Statistics, generate, measure_costs, static, stream
+from hdraft.decoding import Statistics, generate, logs, measure_costs, static, stream
 from hdraft.decoding.cache import GrowingCache
 from hdraft.decoding.masks import Span, padded_rows, tree_mask
 from hdraft.decoding.static import PROGRAMS, ROWS, padded
@@ -107,7 +107,7 @@ def test_the_cache_holds_what_a_growing_one_does(name):
         assert targets[0].length == targets[1].length > 400
         window = fixed.layouts.get(17)
         assert window is None or window.capacity <= 256  # buffers of a window do not grow with the text
-        targets[1].close(keep_cache=True)
+        targets[1].close(np.zeros(targets[1].length, np.int64))
         for ours, theirs in zip(targets[1].cache.layers, growing.layers, strict=True):
             assert ours.get_seq_length() == theirs.get_seq_length()
             torch.testing.assert_close(ours.keys, theirs.keys, atol=1e-4, rtol=1e-4)
@@ -255,7 +255,7 @@ def test_many_models_are_compiled_in_one_process(monkeypatch):
     ("phi3-longrope", "depend on the text's length"),
 ])  # fmt: skip
 def test_what_cannot_be_static_is_dynamic_and_says_why(name, why, caplog):
-    static._said.clear()
+    logs._said.clear()
     model = build(name, "eager")
     for _ in range(2):
         compare(model, prompt(), {}, new=40, step="captured")
@@ -394,7 +394,7 @@ def none_left(*args, **kwargs):
 
 @pytest.mark.parametrize("what", ["__init__", "load"])
 def test_without_memory_steps_are_dynamic(model, monkeypatch, caplog, what):
-    static._said.clear()
+    logs._said.clear()
     monkeypatch.setattr(StaticCache, what, none_left)
     compare(model, prompt(), {}, step="captured")
     assert "steps are dynamic and not captured: no memory for buffers of 96 tokens" in caplog.text
@@ -442,7 +442,7 @@ def test_a_capture_without_memory_costs_that_graph_alone(model, monkeypatch, cap
         return none_left() if len(captures) == 1 else record(*args)
 
     monkeypatch.setattr(static, "capture", once)
-    static._said.clear()
+    logs._said.clear()
     compare(model, prompt(), {}, step="captured")
     step = idle(model)
     compare(model, prompt(), {}, step="captured")
@@ -477,7 +477,7 @@ def test_logits_that_rule_a_token_out_are_captured(model):
 
 
 def test_steps_under_autocast_are_dynamic(model, caplog):
-    static._said.clear()
+    logs._said.clear()
     compare(model, prompt(), {}, step="captured")
     with torch.autocast("cpu", torch.bfloat16):
         generate(model, prompt(), max_new_tokens=20, step="captured")
@@ -486,7 +486,7 @@ def test_steps_under_autocast_are_dynamic(model, caplog):
 
 
 def test_layers_on_several_devices_are_dynamic(model, caplog):
-    static._said.clear()
+    logs._said.clear()
     model.hf_device_map = {"model": 0, "lm_head": 1}
     compare(model, prompt(), {}, step="captured")
     assert "steps are dynamic and not captured: its layers are on several devices" in caplog.text
@@ -678,5 +678,5 @@ def test_a_step_stays_on_the_device(name, attention):
             logits = target.forward(np.array([3]), tree)
             assert logits.device.type == "meta" and logits.shape == (6, VOCABULARY)
         target.keep([1, 3])
-        target.close(keep_cache=True)
+        target.close(np.zeros(40, np.int64))
     assert {layer.keys.device.type for layer in target.cache.layers} == {"meta"}

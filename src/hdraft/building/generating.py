@@ -140,10 +140,10 @@ def _opened(output: Path) -> Iterator[int]:
 
 
 def _learning_drafter(model: "PreTrainedModel", finished: Sequence[Sequence[int]]) -> Drafter:
-    from hdraft.decoding.support import embedding_weight
+    from hdraft.drafting.drafter import vocabulary_size
     from hdraft.drafting.hierarchy import HierarchyDrafter
 
-    vocab_size = len(embedding_weight(model))
+    vocab_size = vocabulary_size(model)
     database = ModelDatabase(vocab_size)
     for output_ids in finished:
         database.learn(output_ids)

@@ -10,6 +10,8 @@ front of the step's:
 
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
@@ -116,6 +118,11 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         if self.length - self.dropped < self.visible():
             raise ValueError(f"cannot remove {-tokens_to_remove} tokens: the window before them is no longer cached")
 
+    def holds(self, length: int) -> bool:
+        """Whether the first `length` tokens are cached, as far as the next one looks back at them."""
+        visible = length if self.window is None else min(length, self.window - 1)
+        return length <= self.length and length - self.dropped >= visible
+
     def get_seq_length(self) -> int:
         """Tokens seen so far."""
         return self.length
@@ -137,12 +144,20 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.__init__(self.window)  # type: ignore[misc]
 
 
+NO_TOKENS = np.empty((0, 3), np.int64)
+
+
 class UnknownLayerError(LookupError):
     """A layer keeps more than keys and values; the argument is the name of its cache's class."""
 
 
 class GrowingCache(Cache):
     """A `GrowingLayer` in the place of each layer of transformers' `DynamicCache`; for one sequence.
+
+    Attributes:
+        tokens: int64[m, 3], of the first m cached tokens, those that are known: id, position, and whether it may be
+            looked at. Between requests these are all.
+        model: which model with which weights the keys and values are from.
 
     Raises:
         UnknownLayerError: a layer keeps a recurrent, convolutional or indexed state, which can be neither dropped nor
@@ -161,6 +176,33 @@ class GrowingCache(Cache):
             else:
                 raise UnknownLayerError(type(layer).__name__)
         super().__init__(layers=layers)
+        self.tokens = NO_TOKENS
+        self.model = 0
+
+    def agree(self, tokens: npt.NDArray[np.int64]) -> int:
+        """Keep, of the cached tokens, the first that are those of `tokens`, but its last; returns how many."""
+        m = min(len(self.tokens), len(tokens) - 1)
+        differ = np.flatnonzero((self.tokens[:m] != tokens[:m]).any(-1))
+        kept = int(differ[0]) if len(differ) else m
+        layers = [layer for layer in self.layers if isinstance(layer, GrowingLayer) and layer.is_initialized]
+        if not all(layer.holds(kept) for layer in layers):
+            kept = 0
+        if kept:
+            self.keep(kept, [])
+            self.tokens = self.tokens[:kept]
+        else:
+            self.reset()
+        return kept
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last tokens; see `GrowingLayer.crop`."""
+        super().crop(tokens_to_remove)
+        self.tokens = self.tokens[: self.get_seq_length()]
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()  # type: ignore[no-untyped-call]
+        self.tokens = NO_TOKENS
 
     def keep(self, start: int, path: list[int]) -> None:
         """Keep the first `start` tokens and, of those after them, the ones that `path` numbers in ascending order."""

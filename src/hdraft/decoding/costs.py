@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from hdraft.decoding.probe import draft_shape
 from hdraft.decoding.static import StepKind, default_step
+from hdraft.decoding.support import input_device
 from hdraft.decoding.target import Target
 from hdraft.drafting.tree import DraftTree
 
@@ -50,7 +51,9 @@ def measure_costs(model: PreTrainedModel, step: StepKind | None = None) -> npt.N
 @torch.no_grad()
 def _measure(model: PreTrainedModel, kind: StepKind) -> npt.NDArray[np.float64]:
     shape = draft_shape(model)
-    target = Target(model, shape, step=kind, budget=max(SIZES), max_length=CACHED + max(SIZES) + 1)
+    target = Target(
+        model, shape, step=kind, budget=max(SIZES), max_length=CACHED + max(SIZES) + 1, device=input_device(model)
+    )
     static = target.step != "dynamic"
     # room for the longest draft below every position limit
     room = min(target.deepest_draft(1), CACHED + max(SIZES)) + 1

@@ -3,10 +3,10 @@
 transformers prepares every argument itself: the loop runs as `generate`'s callable `custom_generate`.
 """
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Set
 from inspect import signature
 from itertools import chain
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,11 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from hdraft.decoding.adapters import base_model, check_adapters
+from hdraft.decoding.cache import GrowingCache
 from hdraft.decoding.costs import measure_costs
 from hdraft.decoding.loop import Step, draft_and_verify
+from hdraft.decoding.names import note_version, output_cache_field
 from hdraft.decoding.options import (
     check_arguments,
     check_lookahead,
@@ -32,11 +35,14 @@ from hdraft.decoding.options import (
     check_options,
     check_prepared,
     check_vocabulary,
+    sort_prepared,
+    take_cache,
+    text_positions,
 )
 from hdraft.decoding.probe import draft_shape
 from hdraft.decoding.static import StepKind, default_step
 from hdraft.decoding.statistics import Statistics
-from hdraft.decoding.support import check_model
+from hdraft.decoding.support import check_model, input_device
 from hdraft.decoding.target import Target
 from hdraft.decoding.verification import Argmax, Processed
 from hdraft.drafting.budget import BudgetRule
@@ -63,7 +69,7 @@ def generate(
     """Generate as `model.generate(input_ids, **options)` does, token for token, in fewer forward passes.
 
     Args:
-        model: a decoder with a key-value cache.
+        model: a decoder with a key-value cache, of transformers, or in PEFT's wrapper.
         input_ids: int[1, length], the prompt; None starts from the model's bos token.
         drafter: proposes the tokens to verify; None for ordinary decoding.
         budget: the most draft tokens in one step; 0 switches drafting off.
@@ -75,7 +81,8 @@ def generate(
 
     Returns:
         What `model.generate` returns: int[1, length + new], or a `GenerateDecoderOnlyOutput` if
-        `return_dict_in_generate` asks for it, whose `past_key_values` a later `hdraft.generate` can go on from.
+        `return_dict_in_generate` asks for it, whose `cache` (`past_key_values` before transformers
+            5.24) a later `hdraft.generate` can go on from, as far as its prompt begins with the same tokens.
 
     Raises:
         UnsupportedError: before any work, for a model or an option that cannot be honoured.
@@ -104,8 +111,10 @@ def custom_generate(
     """
     start = starter(drafter, budget, statistics, costs, step, streamer)
 
-    def run(model: PreTrainedModel, input_ids: Tensor, **prepared: Any) -> Output:
-        steps = start(model, input_ids, **prepared)
+    def run(model: PreTrainedModel, input_ids: Tensor, caller: Caller | None = None, **prepared: Any) -> Output:
+        steps = start(model, input_ids, caller, **prepared)
+        if caller is None and streamer is not None:  # which `model.generate` does not know of
+            streamer.put(input_ids.cpu())  # type: ignore[no-untyped-call]
         while True:
             try:
                 next(steps)
@@ -134,20 +143,23 @@ def starter(
     def start(
         model: PreTrainedModel,
         input_ids: Tensor,
+        caller: Caller | None = None,
+        *,
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
-        past_key_values: Any = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         **arguments: Any,
     ) -> Steps:
+        note_version()
         check_model(model)
-        check_options(vars(generation_config))
-        check_model_arguments(arguments)
-        continued = past_key_values is not None and past_key_values.get_seq_length() > 0
-        cache = past_key_values if continued else None  # an empty one is `generate`'s
-        check_prepared(model, input_ids, cache, attention_mask, position_ids, generation_config)
+        check_adapters(model)
+        check_options(vars(generation_config), vars(model.generation_config))
+        cache, extras = sort_prepared(model, arguments, None if caller is None else caller.arguments)
+        given = cache if caller is None else caller.cache
+        continued = check_prepared(model, input_ids, given, attention_mask, generation_config)
+        positions = text_positions(model, position_ids)
         check_vocabulary(model, drafter)
         if attention_mask is not None and bool(attention_mask.all()):
             attention_mask = None  # no padding: as later versions of `generate` say it themselves
@@ -166,13 +178,15 @@ def starter(
         target = Target(
             model,
             shape,
-            cache,
+            continued,
             attention_mask,
-            position_ids,
+            positions,
             prefills_in_chunks=chunk is not None,
             step=kind,
             budget=0 if drafter is None else budget + _branch(drafter),
             max_length=max_length,
+            device=input_device(model, input_ids.device),
+            extras=extras,
         )
         return _with_output(
             draft_and_verify(
@@ -185,7 +199,7 @@ def starter(
                 chunk,
                 streamer,
                 Statistics() if statistics is None else statistics,
-                keep_cache=continued or bool(generation_config.return_dict_in_generate),
+                keep_cache=continued is not None or bool(generation_config.return_dict_in_generate),
             ),
             target,
             choice,
@@ -196,27 +210,40 @@ def starter(
     return start
 
 
-def call(model: PreTrainedModel, input_ids: Tensor | None, method: Callable[..., T], options: Mapping[str, Any]) -> T:
+class Caller(NamedTuple):
+    """What whoever called `hdraft.generate` gave, which `generate` does not say."""
+
+    arguments: Set[str]
+    cache: GrowingCache | None
+
+
+def call(model: Any, input_ids: Tensor | None, method: Callable[..., T], options: Mapping[str, Any]) -> T:
     """`model.generate` with the loop in it, after every check that can be made without it."""
-    check_model(model)
+    target = base_model(model)
+    check_model(target)
+    check_adapters(model)
     prompt, options = check_arguments(input_ids, options)
-    of_model = options.keys() & signature(model.forward).parameters.keys()
+    cache = take_cache(options)
+    of_model = options.keys() & signature(target.forward).parameters.keys()
     check_model_arguments({name: options[name] for name in of_model})
-    _prepare_options(model, options)
+    caller = Caller(frozenset(options), cache)
+    _prepare_options(target, options)
 
     def custom(model: PreTrainedModel, input_ids: Tensor, **prepared: Any) -> T:
-        return method(model, input_ids, **prepared)  # `generate` would itself keep from the model what `method` names
+        # `generate` would itself keep from the model what `method` names
+        return method(model, input_ids, caller, **prepared)
 
-    output: T = cast(Any, model).generate(prompt, custom_generate=custom, **options)
+    output: T = model.generate(prompt, custom_generate=custom, **options)
     return output
 
 
 def _prepare_options(model: PreTrainedModel, options: dict[str, Any]) -> None:
     """Refuse early, and make the criterion for stop strings: `generate` withholds the tokenizer from custom methods."""
     known = vars(model.generation_config)
-    chosen = vars(options.get("generation_config") or model.generation_config)
-    complete = known | {name: value for name, value in chosen.items() if value is not None} | options
-    check_options(complete)
+    chosen = vars(options["generation_config"]) if options.get("generation_config") is not None else {}
+    asked = {name: value for name, value in chosen.items() if value is not None} | options
+    complete = known | asked
+    options |= check_options(complete, {name: value for name, value in known.items() if name not in asked})
     tokenizer = options.pop("tokenizer", None)
     if complete["stop_strings"] is not None and tokenizer is not None:
         given = options.get("stopping_criteria") or ()
@@ -269,5 +296,5 @@ def _with_output(
         sequences=sequence,  # type: ignore[arg-type]
         scores=choice.scores,  # type: ignore[arg-type]
         logits=choice.logits,  # type: ignore[arg-type]
-        past_key_values=target.cache,
+        **{output_cache_field(): target.cache},  # type: ignore[arg-type]
     )

@@ -59,6 +59,7 @@ def draft_and_verify(
     """
     resumed = perf_counter()
     prompt = choice.sequence()[0].numpy(force=True)
+    target.resume(prompt)
     text, length = prompt[target.length :], len(prompt)
     while prefill_chunk is not None and len(text) > prefill_chunk:
         target.forward(text[:prefill_chunk])
@@ -112,7 +113,7 @@ def draft_and_verify(
             yield Step(tokens, [*sources, *[None] * (len(tokens) - len(nodes))], finished)
             resumed = perf_counter()
     finally:
-        target.close(keep_cache)
+        target.close(choice.sequence()[0].numpy(force=True) if keep_cache else None)
         if session is not None:
             started = perf_counter()
             session.close()

@@ -3,15 +3,19 @@
 `docs/generate.md` shows the same as a table; a test fails when transformers adds an option that is not classified.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Set
 from typing import Any
 
+import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import Cache, GenerationConfig, PreTrainedModel
 
 from hdraft.decoding.cache import GrowingCache
-from hdraft.decoding.support import Shape, UnsupportedError, embedding_weight, rope_limits
-from hdraft.drafting.drafter import Drafter
+from hdraft.decoding.logs import say_once
+from hdraft.decoding.names import CACHE, generate_arguments, may_take, takes
+from hdraft.decoding.support import Shape, UnsupportedError, rope_limits
+from hdraft.drafting.drafter import Drafter, vocabulary_size
 
 
 def _names(*lines: str) -> frozenset[str]:
@@ -63,8 +67,21 @@ REFUSED: Mapping[str, tuple[tuple[object, ...], str]] = {
 }
 """Options of `GenerationConfig` that are refused: the values that leave them unset, and the reason and way out."""
 
-FOR_MODEL = _names("attention_mask position_ids past_key_values logits_to_keep use_cache")
-"""Arguments of a model's forward that `generate` may hand on here; any other is refused."""
+ONLY_HOW = _names(
+    "prompt_lookup_num_tokens assistant_early_exit use_mtp is_assistant cache_implementation output_attentions",
+    "output_hidden_states",
+)
+"""Refused options that change no token: ignored where they come with the model, and nobody asked for them."""
+
+FOR_MODEL = _names("attention_mask position_ids logits_to_keep use_cache token_type_ids mm_token_type_ids", *CACHE)
+"""Arguments of a model's forward that a caller may give; any other is refused."""
+
+INPUTS = re.compile(r"embeds|encoder|decoder|cross|pixel|image|video|audio|input_features|input_values|labels")
+"""Arguments beside the token ids that a model's answer depends on: refused, also where `generate` has made them."""
+
+_DECIDED = _names("use_cache logits_to_keep output_attentions output_hidden_states")  # by `check_options`, or by hdraft
+
+TOKEN_TYPES = _names("token_type_ids mm_token_type_ids moe_mm_token_type_ids")
 
 REFUSED_ARGUMENTS: Mapping[str, str] = {
     "assistant_model": _OTHER_DRAFTS,
@@ -99,56 +116,136 @@ def check_arguments(input_ids: Tensor | None, arguments: Mapping[str, Any]) -> t
     for name, why in REFUSED_ARGUMENTS.items():
         if arguments.pop(name, None):
             raise UnsupportedError(f"{name} is not supported: {why}")
-    if (cache := arguments.get("past_key_values")) is not None:
-        _check_cache(cache)
     return prompt, arguments
 
 
-def check_options(options: Mapping[str, Any]) -> None:
+def take_cache(arguments: dict[str, Any]) -> GrowingCache | None:
+    """Take the cache to go on from out of the caller's arguments, by the name of any version.
+
+    Raises:
+        UnsupportedError: it is not hdraft's own.
+        ValueError: two caches.
+    """
+    caches = [(name, arguments.pop(name)) for name in CACHE if arguments.get(name) is not None]
+    if len(caches) > 1:
+        raise ValueError(f"both {caches[0][0]} and {caches[1][0]} are given, and both are the cache: pass one")
+    for name, cache in caches:
+        if not isinstance(cache, GrowingCache):
+            raise UnsupportedError(
+                f"{name} of type {type(cache).__name__} is not supported: rejected drafts are dropped from"
+                " hdraft's own cache; pass one that hdraft.generate returned, or none"
+            )
+        return cache
+    return None
+
+
+def check_options(options: Mapping[str, Any], of_model: Mapping[str, Any]) -> dict[str, Any]:
     """Refuse options that cannot be honoured.
+
+    Args:
+        options: all options, those that nobody has set too.
+        of_model: the options that come with the model, which the caller did not ask for.
+
+    Returns:
+        The options to leave unset, as they come with the model, are not for hdraft and change no token.
 
     Raises:
         UnsupportedError: its message names the option, the reason and the way out.
     """
+    ignored = {}
     for name, (unset, why) in REFUSED.items():
-        if options.get(name) not in unset:
-            raise UnsupportedError(f"{name}={options[name]!r} is not supported: {why}")
+        value = options.get(name)
+        if value in unset:
+            continue
+        if name not in ONLY_HOW or of_model.get(name) != value:
+            raise UnsupportedError(f"{name}={value!r} is not supported: {why}")
+        say_once(f"{name}={value!r} of the model's generation_config is ignored: {why.partition(':')[0]}")
+        ignored[name] = unset[0]
+    return ignored
 
 
 def check_model_arguments(arguments: Mapping[str, Any]) -> None:
-    """Refuse what would have to go to the model beside the token ids.
+    """Refuse what a caller wants to go to the model beside the token ids.
 
     Raises:
         UnsupportedError: its message names the argument, the reason and the way out.
     """
     for name, value in arguments.items():
-        empty = value is None or (isinstance(value, dict) and not value)  # as `generate` gives models for images too
-        if name not in FOR_MODEL and not empty:
-            raise UnsupportedError(
-                f"{name} is not supported: hdraft passes token ids to the model and nothing else; leave it out,"
-                " or use model.generate"
-            )
+        if not _is_empty(value) and (name not in FOR_MODEL or _has_types(name, value)):
+            raise _not_token_ids(name)
+
+
+def sort_prepared(
+    model: PreTrainedModel, arguments: Mapping[str, Any], given: Set[str] | None
+) -> tuple[Cache | None, dict[str, Any]]:
+    """The cache among the arguments that `generate` hands on, by whatever name, and what the model is to be given.
+
+    Args:
+        model: the target.
+        arguments: for the model's forward.
+        given: those that the caller gave. None if it is not known: all that this version's signatures do not have.
+
+    Raises:
+        UnsupportedError: an argument that cannot be honoured; its message names it, the reason and the way out.
+    """
+    if given is None:
+        given = arguments.keys() - generate_arguments()
+    cache, extras = None, dict[str, Any]()
+    for name, value in arguments.items():
+        if isinstance(value, Cache):
+            cache = value
+        elif _is_empty(value) or name in _DECIDED:
+            pass
+        elif INPUTS.search(name) or _has_types(name, value) or (name in given and name not in FOR_MODEL):
+            raise _not_token_ids(name)
+        elif name in TOKEN_TYPES:
+            if name == "token_type_ids" and takes(model, name):
+                extras[name] = 0
+        elif isinstance(value, Tensor) and value.ndim:
+            say_once(f"{name} of this version's generate is left to the model: hdraft does not know how it goes on")
+        elif takes(model, name):
+            extras[name] = value
+        else:
+            say_once(f"{name} of this version's generate is left out: {type(model).__name__} does not take it")
+    return cache, extras
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and not value)  # as `generate` gives models for images too
+
+
+def _has_types(name: str, value: Any) -> bool:
+    """Whether it tells tokens of several types apart: such as those of an image."""
+    return name in TOKEN_TYPES and bool(torch.as_tensor(value).any())
+
+
+def _not_token_ids(name: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"{name} is not supported: hdraft passes token ids to the model and nothing else; leave it out,"
+        " or use model.generate"
+    )
 
 
 def check_prepared(
     model: PreTrainedModel,
     input_ids: Tensor,
-    cache: Any,
+    cache: Cache | None,
     attention_mask: Tensor | None,
-    position_ids: Tensor | None,
     options: GenerationConfig,
-) -> None:
+) -> GrowingCache | None:
     """Refuse what shows only after `generate` has prepared it.
 
+    Returns:
+        The cache to go on from, if it holds anything.
+
     Raises:
-        UnsupportedError: a batch, positions of several dimensions, or no cache where that changes tokens.
-        ValueError: a cache or a mask for another sequence, or a cache of another model.
+        UnsupportedError: a batch, a cache that is not hdraft's own, or no cache where that changes tokens.
+        ValueError: a mask for another sequence, or a cache of another model.
     """
     if len(input_ids) != 1:
         raise UnsupportedError(BATCH.format(len(input_ids)))
-    if position_ids is not None and position_ids.ndim != 2:
-        raise UnsupportedError(f"{type(model).__name__} gives a token several positions: use model.generate for it")
-    if options.use_cache is False and rope_limits(model.config.get_text_config(decoder=True)):
+    config = model.config.get_text_config(decoder=True)
+    if options.use_cache is False and rope_limits(config):
         raise UnsupportedError(
             "use_cache=False is not supported with dynamic or longrope scaling, as it changes tokens: leave it out"
         )
@@ -156,18 +253,32 @@ def check_prepared(
     covered = getattr(options, "_mask_length", length) if attention_mask is None else attention_mask.shape[1]
     if covered != length:
         raise ValueError(f"attention_mask covers {covered} tokens and input_ids {length}: pass the whole sequence")
-    if cache is not None:
-        _check_cache(cache)
-        config = model.config.get_text_config(decoder=True)
-        if options.prefill_chunk_size is not None and any(limit.switch for limit in rope_limits(config)):
-            raise UnsupportedError(
-                "prefill_chunk_size with past_key_values is not supported with longrope scaling, as generate may lose"
-                " the text at its switch: leave it out"
-            )
-        if _windows(cache) != _windows(GrowingCache(config)):
-            raise ValueError("past_key_values is of a model with other layers: pass one that this model filled")
-        if (cached := cache.get_seq_length()) >= length:
-            raise ValueError(f"past_key_values holds {cached} tokens and input_ids {length}: pass the whole sequence")
+    if attention_mask is not None and not may_take(model, "attention_mask"):
+        raise UnsupportedError(f"{type(model).__name__} takes no attention_mask: leave it out, or use model.generate")
+    if cache is None or not cache.get_seq_length():  # an empty one is `generate`'s
+        return None
+    own = take_cache({"past_key_values": cache})
+    if options.prefill_chunk_size is not None and any(limit.switch for limit in rope_limits(config)):
+        raise UnsupportedError(
+            "prefill_chunk_size with a cache to go on from is not supported with longrope scaling, as generate may"
+            " lose the text at its switch: leave it out"
+        )
+    if own is not None and _windows(own) != _windows(GrowingCache(config)):
+        raise ValueError("the cache is of a model with other layers: pass one that this model filled")
+    return own
+
+
+def text_positions(model: PreTrainedModel, position_ids: Tensor | None) -> Tensor | None:
+    """The positions of text, int[1, m], also where the model counts in several dimensions: for text they are equal.
+
+    Raises:
+        UnsupportedError: they are not, as behind an image.
+    """
+    if position_ids is None or position_ids.ndim == 2:
+        return position_ids
+    if position_ids.ndim != 3 or not bool((position_ids == position_ids[:1]).all()):
+        raise UnsupportedError(f"{type(model).__name__} gives a token several positions: use model.generate for it")
+    return position_ids[0]
 
 
 def check_vocabulary(model: PreTrainedModel, drafter: Drafter | None) -> None:
@@ -176,7 +287,7 @@ def check_vocabulary(model: PreTrainedModel, drafter: Drafter | None) -> None:
     Raises:
         ValueError: its vocabulary is not of the model's size.
     """
-    known = len(embedding_weight(model))
+    known = vocabulary_size(model)
     if drafter is not None and drafter.vocab_size != known:
         raise ValueError(
             f"the drafter's vocabulary is of {drafter.vocab_size} ids and the model's of {known}:"
@@ -199,11 +310,3 @@ def check_lookahead(model: PreTrainedModel, shape: Shape, drafter: Drafter | Non
 
 def _windows(cache: GrowingCache) -> list[tuple[type, int | None]]:
     return [(type(layer), getattr(layer, "window", None)) for layer in cache.layers]
-
-
-def _check_cache(cache: Any) -> None:
-    if not isinstance(cache, GrowingCache):
-        raise UnsupportedError(
-            f"past_key_values of type {type(cache).__name__} is not supported: rejected drafts are dropped from"
-            " hdraft's own cache; pass one that hdraft.generate returned, or none"
-        )

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hdraft.decoding.support import Shape, UnsupportedError, embedding_weight, known_shape, takes_masks, tolerance
+from hdraft.decoding.adapters import only_weights
+from hdraft.decoding.support import Shape, UnsupportedError, input_device, known_shape, takes_masks, tolerance
 from hdraft.decoding.target import Target
+from hdraft.drafting.drafter import vocabulary_size
 from hdraft.drafting.tree import DraftTree
 
 _probed: WeakKeyDictionary[PreTrainedModel, dict[str, Shape]] = WeakKeyDictionary()
@@ -27,8 +29,8 @@ def draft_shape(model: PreTrainedModel) -> Shape:
         UnsupportedError: not even chains.
     """
     known = known_shape(model)
-    if known is not None:
-        return known
+    if known is not None and type(model).__module__.startswith("transformers.") and only_weights(model):
+        return known  # as tested
     config = model.config.get_text_config(decoder=True)
     attention = str(config._attn_implementation)
     by_attention = _probed.setdefault(model, {})
@@ -65,8 +67,8 @@ def probe(model: PreTrainedModel, shapes: tuple[Shape, ...] = ("tree", "chain"))
 
 
 def _difference(model: PreTrainedModel, shape: Shape) -> float:
-    vocabulary = len(embedding_weight(model))
-    target = Target(model, shape)
+    vocabulary = vocabulary_size(model)
+    target = Target(model, shape, device=input_device(model))
     length = _text_length(target)
     ids = [(vocabulary // 2 + offset) % vocabulary for offset in range(length + 4)]
     text, (d, e, f, g) = ids[:length], ids[length:]
@@ -94,7 +96,7 @@ def _text_length(target: Target) -> int:
 
 def _plain(model: PreTrainedModel, ids: list[int]) -> Tensor:
     """float32[vocabulary], the logits after the last of `ids`, as `generate` gets them from its first pass."""
-    input_ids = torch.tensor([ids], device=model.device)
+    input_ids = torch.tensor([ids], device=input_device(model))
     inputs = cast(Any, model).prepare_inputs_for_generation(input_ids, is_first_iteration=True, use_cache=True)
     logits: Tensor = model(**inputs, return_dict=True).logits
     return logits[0, -1].float()

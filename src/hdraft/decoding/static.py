@@ -10,7 +10,6 @@ a step can be captured as a CUDA graph, which one launch replays, and compiled o
 Padding looks at the last token alone, and no row looks at padding.
 """
 
-import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -27,7 +26,9 @@ from transformers import PreTrainedModel
 
 from hdraft.decoding.cache import GrowingCache
 from hdraft.decoding.graphs import Order, Program, capture, compiled, graph_pool
+from hdraft.decoding.logs import logger, say_once
 from hdraft.decoding.masks import Span, padded_rows
+from hdraft.decoding.names import cache_argument
 from hdraft.decoding.state import State, model_state
 from hdraft.decoding.static_cache import Layout, StaticCache, StaticLayer, bucket
 from hdraft.decoding.support import embedding_weight, tolerance
@@ -49,8 +50,6 @@ TOKENS, BUDGET = 2048, 64
 _TORCH = "2.13"  # before, a capture that fails may leave torch's random numbers in disorder
 
 _IMPOSSIBLE = -1e4  # logits below are those of tokens that the model rules out
-
-logger = logging.getLogger(__name__)
 
 
 def default_step(model: PreTrainedModel) -> StepKind:
@@ -127,6 +126,7 @@ class StaticStep:
         """
         self.model = ref(model)
         self.device = model.device
+        self.cache_name = cache_argument(model)
         self.state = state
         self.spans = _by_type(spans)
         self.number_format = embedding_weight(model).dtype
@@ -267,9 +267,8 @@ class StaticStep:
         for (layer_type, span), earliest, among in zip(self.spans.items(), inputs.earliest, inputs.among, strict=True):
             layout = self.cache.layouts[span.window]
             masks[layer_type] = self._mask(layout, earliest[:rows, None], among[: rows * rows].view(rows, rows))
-        logits = forward(
-            self.model(), self.cache, inputs.tokens[None, :rows], inputs.positions[None, :rows], masks.get("", masks)
-        )
+        ids, positions = inputs.tokens[None, :rows], inputs.positions[None, :rows]
+        logits = forward(self.model(), self.cache_name, self.cache, ids, positions, masks.get("", masks))
         if self.logits is None:
             self.logits = logits.new_empty((self.rows, logits.shape[-1]))
         self._logits(rows).copy_(logits[0])
@@ -282,7 +281,7 @@ class StaticStep:
         return zeros.masked_fill_(~mask, torch.finfo(self.number_format).min)
 
     def _compiled(
-        self, model: PreTrainedModel, cache: StaticCache, ids: Tensor, positions: Tensor, mask: Any
+        self, model: PreTrainedModel, cache_name: str, cache: StaticCache, ids: Tensor, positions: Tensor, mask: Any
     ) -> Tensor:
         """As `_forward`; compiled twice, for one row and for more, and with that for all sizes and lengths."""
         masks = mask.values() if isinstance(mask, dict) else (mask,)
@@ -300,18 +299,14 @@ class StaticStep:
                 _compiled[model] = compiled(cast(FunctionType, _forward), self.device)
         # sizes that are equal now need not be so later
         with symbolic_shapes.patch(use_duck_shape=False):  # type: ignore[attr-defined]
-            return _compiled[model](model, cache, ids, positions, mask)
+            return _compiled[model](model, cache_name, cache, ids, positions, mask)
 
 
-def _forward(model: PreTrainedModel, cache: StaticCache, ids: Tensor, positions: Tensor, mask: Any) -> Tensor:
-    logits: Tensor = model(
-        input_ids=ids,
-        position_ids=positions,
-        attention_mask=mask,
-        past_key_values=cache,
-        use_cache=True,
-        return_dict=True,
-    ).logits
+def _forward(
+    model: PreTrainedModel, cache_name: str, cache: StaticCache, ids: Tensor, positions: Tensor, mask: Any
+) -> Tensor:
+    inputs = {cache_name: cache, "input_ids": ids, "position_ids": positions, "attention_mask": mask}
+    logits: Tensor = model(**inputs, use_cache=True, return_dict=True).logits
     return logits
 
 
@@ -367,16 +362,6 @@ def give_back(step: StaticStep) -> None:
         step.queued.mark()
         with _lock:
             _idle[model] = step
-
-
-def say_once(message: str) -> None:
-    """Log a line that has not been logged before."""
-    if message not in _said:
-        _said.add(message)
-        logger.warning(message)
-
-
-_said: set[str] = set()
 
 
 def _best(model: PreTrainedModel, state: State, kind: StepKind) -> StepKind:

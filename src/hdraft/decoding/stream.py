@@ -9,9 +9,11 @@ import numpy.typing as npt
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hdraft.decoding.adapters import PER_REQUEST
 from hdraft.decoding.generate import Steps, call, starter
 from hdraft.decoding.static import StepKind
 from hdraft.decoding.statistics import Statistics
+from hdraft.decoding.support import UnsupportedError
 from hdraft.drafting.drafter import Drafter
 from hdraft.drafting.tree import Source
 
@@ -55,6 +57,9 @@ def stream(
     Raises:
         UnsupportedError, ValueError: as `generate` does.
     """
+    for name in PER_REQUEST:
+        if options.get(name) is not None:
+            raise UnsupportedError(f"{name} is not supported in a stream: call set_adapter before it, or leave it out")
     start = starter(drafter, budget, statistics, costs, step, options.get("streamer"))
     return _tokens(call(model, input_ids, start, {**options, "tokenizer": tokenizer}), tokenizer)
 

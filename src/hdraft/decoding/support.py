@@ -5,7 +5,6 @@ is tried once, on the model itself (`probe.py`).
 """
 
 from collections.abc import Iterable
-from inspect import Parameter, signature
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hdraft.decoding.cache import GrowingCache, UnknownLayerError
+from hdraft.decoding.names import takes
 
 Shape = Literal["tree", "chain"]
 
@@ -79,16 +79,10 @@ def known_shape(model: PreTrainedModel) -> Shape | None:
     config = model.config
     if config.model_type in TREES | CHAINS:
         by_slot = config.model_type in CHAINS or getattr(config, "alibi", False)
-        slots_only = by_slot or not takes_masks(config) or not takes(model, "position_ids")
+        given = takes(model, "attention_mask") and takes(model, "position_ids")
+        slots_only = by_slot or not takes_masks(config) or not given
         return "chain" if slots_only else "tree"
     return None
-
-
-def takes(model: PreTrainedModel, argument: str) -> bool:
-    """Whether the model's forward takes `argument`; a wrapper around it that takes anything hands it on."""
-    accepted = signature(model.forward).parameters
-    anything = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in accepted.values())
-    return argument in accepted or (anything and argument in signature(type(model).forward).parameters)
 
 
 def takes_masks(config: PretrainedConfig) -> bool:
@@ -101,6 +95,14 @@ def takes_masks(config: PretrainedConfig) -> bool:
 def tolerance(dtype: torch.dtype) -> float:
     """How far rounding may take logits, as a part of their spread; a wrong mask or position goes further."""
     return 1e-3 if dtype in (torch.float32, torch.float64) else 0.1
+
+
+def input_device(model: PreTrainedModel, prompt: torch.device | None = None) -> torch.device:
+    """Where a model takes its inputs: on its own device, or on the prompt's if its weights are loaded as needed."""
+    device: torch.device = model.device
+    if device.type != "meta":
+        return device
+    return torch.device("cpu") if prompt is None else prompt
 
 
 def embedding_weight(model: PreTrainedModel) -> Tensor:

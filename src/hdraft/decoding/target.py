@@ -1,6 +1,6 @@
 """The target model at work on one sequence: forward passes over text and draft tree, and the cache between them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Any, cast
 
@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hdraft.decoding.cache import GrowingCache
+from hdraft.decoding.cache import NO_TOKENS, GrowingCache
+from hdraft.decoding.logs import logger, say_once
 from hdraft.decoding.masks import Span, layer_spans, tree_mask
-from hdraft.decoding.static import StaticStep, StepKind, give_back, padded, say_once, take
+from hdraft.decoding.names import cache_argument, prepared_cache_argument, takes
+from hdraft.decoding.state import model_state
+from hdraft.decoding.static import StaticStep, StepKind, give_back, padded, take
 from hdraft.decoding.support import (
     PositionLimit,
     Shape,
@@ -21,7 +24,6 @@ from hdraft.decoding.support import (
     rope_limits,
     scaled_modules,
     table_limits,
-    takes,
 )
 from hdraft.drafting.drafter import UNLIMITED
 from hdraft.drafting.tree import DraftTree
@@ -43,6 +45,7 @@ class Target:
         cache: the keys and values of the tokens verified so far; while `static` is there, they are in it.
         static: the static step, once the first has been taken; None for steps that grow.
         length: how many those are.
+        mixed: whether cached keys are rotated by frequencies of several lengths of the text.
         called: when the last forward pass began, its inputs ready.
     """
 
@@ -57,6 +60,8 @@ class Target:
         step: StepKind = "dynamic",
         budget: int = 0,
         max_length: int = UNLIMITED,
+        device: torch.device | None = None,
+        extras: Mapping[str, Any] | None = None,
     ) -> None:
         """Prepare for a sequence.
 
@@ -70,15 +75,20 @@ class Target:
             step: how steps behind the prompt are run.
             budget: the most nodes of a tree in them, a lookahead branch's included.
             max_length: the most tokens that the sequence may have.
+            device: where the model takes its inputs, see `input_device`; its own unless given.
+            extras: what else every forward pass is given; an integer stands for a tensor of one for each token.
         """
         config = model.config.get_text_config(decoder=True)
         self.model = model
-        self.device = model.device  # looked up among the parameters: once
+        self.device = model.device if device is None else device
+        self.extras = dict(extras or {})
+        self.cache_name = cache_argument(model)
         self.own_masks = shape == "chain"
         self.spans: dict[str, Span] | Span = Span() if self.own_masks else layer_spans(config)
         # eager attention adds its mask: a boolean one would be added as 0 and 1
         self.additive = embedding_weight(model).dtype if config._attn_implementation == "eager" else None
-        self.limits: list[PositionLimit] = rope_limits(config) + table_limits(model)
+        self.rotary_limits: list[PositionLimit] = rope_limits(config)
+        self.limits = self.rotary_limits + table_limits(model)
         self.scaled = scaled_modules(model)
         self.cache = GrowingCache(config) if cache is None else cache
         self.length: int = self.cache.get_seq_length()
@@ -87,6 +97,7 @@ class Target:
         # padding before the last prompt token: how far positions lag behind the sequence
         self.lag = 0 if position_ids is None else position_ids.shape[-1] - 1 - int(position_ids[0, -1])
         self.left_padding = 0 if attention_mask is None else int((attention_mask[0].cumsum(-1) == 0).sum())
+        self.mixed = False
         self.may_restart = not prefills_in_chunks
         self.takes_positions = takes(model, "position_ids")
         self.takes_logits_to_keep = takes(model, "logits_to_keep")
@@ -98,13 +109,31 @@ class Target:
             say_once(f"{type(model).__name__}: steps are dynamic and not {step}: {obstacle}")
             self.step = "dynamic"
 
+    def resume(self, ids: npt.NDArray[np.int64]) -> None:
+        """Go on from the cache as far as it holds the prompt `ids`, int64[m], at its positions, and drop the rest."""
+        if not self.length:
+            return
+        self.restore()
+        tokens, cached = self._described(ids), self.cache.tokens
+        if self.cache.model != hash(model_state(self.model)) or self._rotates_otherwise(tokens, cached):
+            self.cache.reset()
+        kept = self.cache.agree(tokens)
+        if kept < self.length:
+            logger.info("the cache holds another text: of its %d tokens, %d are used", self.length, kept)
+        self.length = kept
+
     def restore(self) -> None:
         """Undo what long texts leave behind in the model, so that tokens do not depend on earlier requests."""
         restore_frequencies(self.scaled)
 
-    def close(self, keep_cache: bool = False) -> None:
-        """End the sequence; its keys and values are in `cache` afterwards if they are to be kept."""
+    def close(self, sequence: npt.NDArray[np.int64] | None = None) -> None:
+        """End the sequence, int64[m]; its keys and values are in `cache` afterwards, unless it is not given."""
+        keep_cache = sequence is not None
         self.restore()
+        self.cache.tokens, self.cache.model = NO_TOKENS, 0
+        if sequence is not None and not self.mixed:
+            self.cache.tokens = self._described(sequence)[: self.length]
+            self.cache.model = hash(model_state(self.model))
         if self.static is not None:
             step, self.static = self.static, None
             try:
@@ -120,6 +149,10 @@ class Target:
         """What keeps a step of this sequence from being the same program every time."""
         if self.own_masks:
             return "the model makes its own masks"
+        if self.extras:
+            return f"the model is given {', '.join(self.extras)}"
+        if self.device.type != "meta" and any(parameter.is_meta for parameter in self.model.parameters()):
+            return "its weights are loaded as they are needed"
         if self.scaled or any(limit.switch for limit in self.limits):
             return "its rotary frequencies depend on the text's length"
         if len(set(getattr(self.model, "hf_device_map", {}).values())) > 1:
@@ -154,12 +187,13 @@ class Target:
             return False
         if not any(limit.switch and 0 < self.length <= limit.positions for limit in self.limits):
             return False
+        name = prepared_cache_argument(self.model)
         inputs = cast(Any, self.model).prepare_inputs_for_generation(
-            sequence(), next_sequence_length=1, past_key_values=self.cache, attention_mask=self.attention_mask
+            sequence(), next_sequence_length=1, attention_mask=self.attention_mask, **{name: self.cache}
         )
-        if inputs.get("past_key_values") is not None:
+        if inputs.get(name) is not None:
             return False
-        self.cache.reset()  # type: ignore[no-untyped-call]
+        self.cache.reset()
         self.length = 0
         return True
 
@@ -176,18 +210,21 @@ class Target:
         m, n = len(text), len(tree)
         if self.step != "dynamic" and m == 1 and self.length and self._make_static(1 + n):
             return self._forward_static(int(text[0]), tree)
-        inputs: dict[str, object] = {
-            "input_ids": self._device(np.concatenate((text, tree.tokens), dtype=np.int64)[None])
-        }
+        ids = self._device(np.concatenate((text, tree.tokens), dtype=np.int64)[None])
+        inputs: dict[str, object] = {"input_ids": ids, self.cache_name: self.cache}
+        for name, value in self.extras.items():
+            inputs[name] = torch.full_like(ids, value) if type(value) is int else value
         if self.takes_positions:
             inputs["position_ids"] = self._device(self._positions(m, tree))
         if self.takes_logits_to_keep:
             inputs["logits_to_keep"] = n + 1
         if (mask := self._mask(m, tree)) is not None:
             inputs["attention_mask"] = mask
+        reached = self.length - self.lag
+        self.mixed |= any(0 < reached <= limit.positions < reached + m for limit in self.rotary_limits)
         self.restore()  # other requests may run between two steps of a stream
         self.called = perf_counter()
-        outputs = self.model(**inputs, past_key_values=self.cache, use_cache=True, return_dict=True)
+        outputs = self.model(**inputs, use_cache=True, return_dict=True)
         self.length += m
         logits: Tensor = outputs.logits[0, -n - 1 :]
         return logits
@@ -236,9 +273,26 @@ class Target:
             say_once(f"{type(self.model).__name__}: steps are dynamic and not {self.step}: {obstacle}")
             self.step = "dynamic"
             return False
-        self.cache.reset()  # type: ignore[no-untyped-call]
+        self.cache.reset()
         self.static = step
         return True
+
+    def _rotates_otherwise(self, *texts: npt.NDArray[np.int64]) -> bool:
+        """Whether two texts, `GrowingCache.tokens` each, have rotary frequencies of their own."""
+        for limit in self.rotary_limits:
+            beyond = [int(text[:, 1].max(initial=-1)) >= limit.positions for text in texts]
+            if beyond[0] != beyond[1] or (beyond[0] and not limit.switch):
+                return True
+        return False
+
+    def _described(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """int64[m, 3], what a cache knows of tokens: see `GrowingCache.tokens`."""
+        tokens = np.stack((ids, np.arange(len(ids)) - self.lag, np.ones_like(ids)), axis=1)
+        for column, known in ((1, self.position_ids), (2, self.attention_mask)):
+            if known is not None:
+                told = known[0, : len(ids)].numpy(force=True)
+                tokens[: len(told), column] = told
+        return tokens
 
     def _device(self, array: npt.NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)

@@ -14,7 +14,7 @@ A drafter whose D_c takes the n-grams of a lookahead branch has `window`, its co
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +73,14 @@ class Drafter(Protocol):
                 budget.
         """
         ...
+
+
+def vocabulary_size(model: Any) -> int:
+    """How many ids a Hugging Face model knows, the `vocab_size` of its drafter: at least as many as its tokenizer.
+
+    Its configuration does not always say so: that of a model that also sees keeps it with the text's.
+    """
+    return len(model.get_input_embeddings().weight)
 
 
 def check_ids(token_ids: TokenIds, vocab_size: int) -> npt.NDArray[np.int32]:

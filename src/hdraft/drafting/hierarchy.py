@@ -18,7 +18,7 @@ from hdraft.drafting import continuations, matching, mixing
 from hdraft.drafting.budget import BudgetRule, least_worthwhile
 from hdraft.drafting.context import ContextDatabase, append
 from hdraft.drafting.database import Database
-from hdraft.drafting.drafter import UNLIMITED, TokenIds, check_ids
+from hdraft.drafting.drafter import UNLIMITED, TokenIds, check_ids, vocabulary_size
 from hdraft.drafting.experience import Experience
 from hdraft.drafting.frequent import SUFFIX_LENGTH
 from hdraft.drafting.kernel import kernel, specialised
@@ -234,6 +234,20 @@ class HierarchyDrafter:
         self._rarity = _rarity(vocab_size, statistics_database or model_database)
         self.experience = Experience() if experience is None else experience
         self._compiled: Callable[..., int] | None = None
+
+    @classmethod
+    def for_model(
+        cls,
+        model: Any,
+        model_database: ModelDatabase | None = None,
+        statistics_database: StatisticsDatabase | None = None,
+        *,
+        learn: bool = False,
+        experience: Experience | None = None,
+    ) -> "HierarchyDrafter":
+        """A drafter with the vocabulary of a Hugging Face model; the other arguments are the constructor's."""
+        size = vocabulary_size(model)
+        return cls(size, model_database, statistics_database, learn=learn, experience=experience)
 
     def session(self, prompt_ids: TokenIds, costs: npt.NDArray[np.floating] | None = None) -> "HierarchySession":
         """Start a request; see `Drafter.session`."""

@@ -16,10 +16,11 @@ from hdraft.conversation import Conversation
 from hdraft.decoding import Statistics, generate
 from hdraft.decoding.probe import draft_shape
 from hdraft.drafting import Drafter, Source
+from hdraft.drafting.drafter import vocabulary_size
 from hdraft.drafting.hierarchy import HierarchyDrafter
 from hdraft.evaluation.methods import UNDRAFTED, open_drafter
 from hdraft.evaluation.questions import Question, QuestionError
-from hdraft.loading import load_target, places_left, vocabulary_size
+from hdraft.loading import load_target, places_left
 
 WARM_UPS = 3
 """Runs before the clock counts, for each method: kernels are compiled, costs measured."""
