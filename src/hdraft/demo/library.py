@@ -15,6 +15,7 @@ from hdraft import storage
 from hdraft.building.reading import Vocabulary, read_tokens
 from hdraft.drafting.statistics import StatisticsDatabase
 from hdraft.terminal import progress
+from hdraft.vocabulary import tokenizer_fingerprint
 
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data", "lib-dynload", "__pycache__"}
 
@@ -70,5 +71,5 @@ def _cache_folder() -> Path:
 
 
 def _name(tokenizer: Any) -> str:
-    fingerprint = storage.tokenizer_fingerprint(tokenizer) or ""
+    fingerprint = tokenizer_fingerprint(tokenizer) or ""
     return f"python-{python_version()}-{fingerprint[:12]}-{storage.VERSION}"
