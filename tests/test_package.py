@@ -11,6 +11,7 @@ import hdraft
 PACKAGE = Path(hdraft.__file__).parent
 
 LAYERS = [
+    "vocabulary",
     "storage",
     "drafting",
     "decoding",
@@ -71,5 +72,5 @@ def test_each_layer_imports_only_from_those_above_it() -> None:
 
 
 def test_drafting_and_storage_import_no_framework() -> None:
-    for path in [PACKAGE / "storage.py", *(PACKAGE / "drafting").rglob("*.py")]:
+    for path in [PACKAGE / "vocabulary.py", PACKAGE / "storage.py", *(PACKAGE / "drafting").rglob("*.py")]:
         assert not {module.split(".")[0] for module in imports(path)} & {"torch", "transformers"}, path

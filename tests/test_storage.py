@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from hdraft import storage
 from hdraft.drafting.model import ModelDatabase
 from hdraft.drafting.statistics import StatisticsDatabase
 from hdraft.drafting.suffixes import SuffixArray
-from hdraft.storage import MANIFEST, DatabaseError, inspect, tokenizer_fingerprint
+from hdraft.storage import MANIFEST, DatabaseError, inspect
 
 OLD = StatisticsDatabase.from_documents([[5, 6, 5, 7]], vocab_size=8, eos_token_id=0)
 NEW = StatisticsDatabase.from_documents([[1, 2], [3, 4, 3, 4]], vocab_size=8, eos_token_id=0)
@@ -190,6 +191,60 @@ while True:
 """
 
 
+def test_what_comes_back_between_two_looks_is_no_missing_array(folder, monkeypatch):
+    """Another process replaces the database, and writes the first one again, before the reader has looked twice."""
+    read, opened, times = storage.Manifest.read, storage._open, 3
+
+    def replaced_after(look):
+        manifest = read(look)
+        NEW.save_pretrained(folder) if times else None
+        return manifest
+
+    def missing(*arguments):
+        nonlocal times
+        try:
+            return opened(*arguments)
+        except FileNotFoundError:
+            times -= 1
+            with monkeypatch.context() as patched:
+                patched.setattr(storage.Manifest, "read", read)
+                OLD.save_pretrained(folder)
+            raise
+
+    monkeypatch.setattr(storage.Manifest, "read", staticmethod(replaced_after))
+    monkeypatch.setattr(storage, "_open", missing)
+    assert content(folder) == [[5, 6, 5, 7]]
+    assert times == 0
+
+
+def test_a_database_that_is_replaced_over_and_over_is_given_up(folder, monkeypatch):
+    read = storage.Manifest.read
+
+    def replaced_after(look):
+        manifest = read(look)
+        (NEW if manifest.tokens == 5 else OLD).save_pretrained(folder)
+        return manifest
+
+    monkeypatch.setattr(storage.Manifest, "read", staticmethod(replaced_after))
+    for use in (StatisticsDatabase.from_pretrained, inspect):
+        with pytest.raises(DatabaseError, match="replaced over and over: try again when nothing writes to it"):
+            use(folder)
+
+
+def test_a_database_replaced_by_one_that_does_not_fit_is_refused(folder, monkeypatch):
+    read, replaced = storage.Manifest.read, []
+
+    def replaced_after(look):
+        manifest = read(look)
+        if not replaced:
+            replaced.append(StatisticsDatabase(16).save_pretrained(folder))
+        return manifest
+
+    monkeypatch.setattr(storage.Manifest, "read", staticmethod(replaced_after))
+    with pytest.raises(DatabaseError, match="is for a vocabulary of 16 ids, not 8"):
+        StatisticsDatabase.from_pretrained(folder, vocab_size=8)
+
+
 def test_killed_processes(tmp_path):
     folder = tmp_path / "database"
     for delay in (0.005, 0.02, 0.05):
@@ -214,6 +269,39 @@ def test_two_writers_do_not_mix(folder):
         NEW.save_pretrained(folder)
     assert content(folder) == [[5, 6, 5, 7]]
     NEW.save_pretrained(folder)
+
+
+def test_a_writer_that_comes_second_takes_nothing_from_the_first(tmp_path, monkeypatch):
+    """The folder is new, and the second writer made it, but the first has locked it before."""
+    folder = tmp_path / "a" / "new"
+    exclusive = storage.exclusive
+
+    @contextmanager
+    def late(path):
+        with exclusive(path), exclusive(path):  # as if another process had come between
+            yield
+
+    monkeypatch.setattr(storage, "exclusive", late)
+    with pytest.raises(DatabaseError, match="another process is writing it"):
+        OLD.save_pretrained(folder)
+    assert folder.is_dir()
+
+
+def test_another_kind_that_was_written_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
+    exclusive = storage.exclusive
+
+    @contextmanager
+    def late(path):
+        with monkeypatch.context() as patched:
+            patched.setattr(storage, "exclusive", exclusive)
+            ModelDatabase.from_documents([[1, 2]], 8, 0).save_pretrained(path)
+        with exclusive(path):
+            yield
+
+    monkeypatch.setattr(storage, "exclusive", late)
+    with pytest.raises(DatabaseError, match="holds no statistics database but another"):
+        OLD.save_pretrained(tmp_path / "new")
+    assert ModelDatabase.from_pretrained(tmp_path / "new").tokens.tolist() == [1, 2, 0]
 
 
 def test_nothing_else_is_overwritten(tmp_path, folder):
@@ -406,42 +494,6 @@ def test_a_folder_that_is_no_database(tmp_path):
         StatisticsDatabase.from_pretrained(tmp_path / "nothing")
 
 
-class Words:
-    """What a fingerprint reads of a tokenizer."""
-
-    def __init__(self, vocabulary):
-        self.vocabulary = vocabulary
-
-    def get_vocab(self):
-        return self.vocabulary
-
-    def __len__(self):
-        return len(self.vocabulary)
-
-
-def test_fingerprints_tell_vocabularies_apart_and_nothing_else():
-    one = tokenizer_fingerprint(Words({"a": 0, "b": 1}))
-    assert one == tokenizer_fingerprint(Words({"b": 1, "a": 0}))
-    assert (
-        len({one, *map(tokenizer_fingerprint, (Words({"a": 1, "b": 0}), Words({"a": 0}), Words({"a": 0, "c": 1})))})
-        == 4
-    )
-    assert tokenizer_fingerprint(one) == one
-    assert tokenizer_fingerprint(None) is None
-
-
-def test_a_tokenizer_reloaded_has_the_same_fingerprint(tmp_path):
-    tokenizers = pytest.importorskip("tokenizers")
-    transformers = pytest.importorskip("transformers")
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]"))
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>")
-    tokenizer.save_pretrained(tmp_path)
-    reloaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert tokenizer_fingerprint(reloaded) == tokenizer_fingerprint(tokenizer)
-    reloaded.add_tokens("c")
-    assert tokenizer_fingerprint(reloaded) != tokenizer_fingerprint(tokenizer)
-
-
 def test_the_hub_offline(monkeypatch):
     import huggingface_hub
 
@@ -456,6 +508,27 @@ def test_the_hub_offline(monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", unreachable)
     with pytest.raises(DatabaseError, match="cannot upload to someone/mine: no route to host"):
         OLD.push_to_hub("someone/mine")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_database_replaced_while_it_is_uploaded_is_uploaded_again(folder, monkeypatch, fails):
+    import huggingface_hub
+
+    uploads = []
+
+    def upload_folder(self, *, folder_path, allow_patterns, **options):
+        uploads.append([name for name in allow_patterns if name.startswith("tokens-")])
+        if len(uploads) == 1:
+            NEW.save_pretrained(folder)
+            if fails:
+                raise FileNotFoundError("tokens-0123456789abcdef.npy")
+        assert (folder / uploads[-1][0]).exists() == (len(uploads) > 1)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, repo_id, exist_ok: f"https://hub/{repo_id}")
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
+    assert storage.upload(folder, "someone/mine") == "https://hub/someone/mine"
+    assert len(uploads) == 2
+    assert "8 tokens of 2 documents" in (folder / "README.md").read_text()
 
 
 def test_there_and_back_through_the_hub(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ A database is a folder:
     starts-77be….npy                  uint32[vocab_size + 2]
     contexts-51d0….npy                uint32[k, 4]            of D_s: its frequent contexts, if it has any
     continuations-e8b3….npy           uint32[m, 3]
+    vocabulary-c0d9….npy              uint32[vocab_size]      of a known tokenizer: a hash of each token
 
 Arrays are named by their hash, so new ones never touch old ones. They are written and synced first, the manifest is
 replaced last, and old arrays are removed after that: whatever interrupts it, the folder holds the old database or the
@@ -21,14 +22,23 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
+
+from hdraft.vocabulary import (
+    Tokenizer,
+    describe_conflict,
+    fingerprints_before,
+    first_conflict,
+    token_hashes,
+    tokenizer_fingerprint,
+)
 
 FORMAT = "hdraft-database"
 VERSION = 1
@@ -46,8 +56,10 @@ _COUNTED = {"contexts": 4, "continuations": 3}  # those of D_s where contexts ar
 _LARGEST_MANIFEST = 1 << 20
 _LARGEST_HEADER = 1 << 12
 _CHUNK = 1 << 22
+_LOOKS = 100  # at a database that is replaced while it is read
 _TEMPORARY = "hdraft-writing.tmp"
-_OURS = re.compile(rf"(tokens|suffixes|starts|contexts|continuations)-[0-9a-f]{{16}}\.npy|{re.escape(_TEMPORARY)}")
+_ARRAYS = "tokens|suffixes|starts|contexts|continuations|vocabulary"
+_OURS = re.compile(rf"({_ARRAYS})-[0-9a-f]{{16}}\.npy|{re.escape(_TEMPORARY)}")
 
 
 class DatabaseError(ValueError):
@@ -55,24 +67,6 @@ class DatabaseError(ValueError):
 
     Where the machine is at fault (a full disk, say), `__cause__` is the `OSError`.
     """
-
-
-class Tokenizer(Protocol):
-    """What a fingerprint needs of a tokenizer; every Hugging Face tokenizer has it."""
-
-    def get_vocab(self) -> dict[str, int]: ...  # noqa: D102
-    def __len__(self) -> int: ...
-
-
-def tokenizer_fingerprint(tokenizer: Tokenizer | str | None) -> str | None:
-    """The SHA-256 of a tokenizer's vocabulary, added tokens too; a fingerprint or None passes through.
-
-    Equal for tokenizers that give the same id to the same token: loaded again, fast or slow.
-    """
-    if tokenizer is None or isinstance(tokenizer, str):
-        return tokenizer
-    vocabulary = sorted((index, token) for token, index in tokenizer.get_vocab().items())
-    return hashlib.sha256(json.dumps([len(tokenizer), vocabulary]).encode()).hexdigest()
 
 
 def id_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
@@ -153,7 +147,7 @@ class Manifest:
         require(_is_count(tokens) and tokens <= MAX_TOKENS and _is_count(documents), "counts")
         arrays = {}
         counted = kind == "statistics" and any(name in fields["arrays"] for name in _COUNTED)
-        layout = _layout(vocab_size, tokens)
+        layout = _layout(vocab_size, tokens, "vocabulary" in fields["arrays"])
         for name in (*layout, *_COUNTED) if counted else layout:
             entry = fields["arrays"][name]
             if name in layout:
@@ -174,7 +168,7 @@ class Manifest:
 
 def load(
     name_or_path: str | os.PathLike[str],
-    kind: Kind,
+    kind: Kind | None,
     tokenizer: Tokenizer | str | None = None,
     vocab_size: int | None = None,
     verify: bool = False,
@@ -183,36 +177,36 @@ def load(
 
     Args:
         name_or_path: a folder, or a repository on the Hub (`owner/name`).
-        kind: what it must be.
+        kind: what it must be; None for any.
         tokenizer: the tokenizer, or its fingerprint, whose ids it must hold.
-        vocab_size: the model's; checked unless the tokenizer's fingerprint settles it (a model may have ids to spare).
+        vocab_size: the model's; checked unless the tokenizers settle it (a model may have ids to spare).
         verify: read everything and compare checksums.
 
     Raises:
         DatabaseError: there is no such database, or it does not fit, or it is damaged.
     """
     folder = locate(name_or_path)
-    manifest = Manifest.read(folder)
-    if manifest.kind != kind:
-        raise DatabaseError(f"{folder} is a {manifest.kind} database where a {kind} database is needed")
-    _check_vocabulary(folder, manifest, tokenizer, vocab_size)
-    while True:
-        try:
-            arrays = {name: _open(folder, array, verify) for name, array in manifest.arrays.items()}
-            break
-        except FileNotFoundError as error:
-            # Another process may have replaced the database since we read its manifest.
-            newest = Manifest.read(folder)
-            if newest == manifest:
-                missing = Path(error.filename).name
-                raise DatabaseError(f"{folder} lacks {missing}: build it again, or download it again") from None
-            manifest = newest
-        except OSError as error:
-            raise DatabaseError(f"cannot read the database {folder}: {error.strerror or error}") from error
+    for _ in range(_LOOKS):
+        with _held(folder / MANIFEST) as replaced:
+            manifest = Manifest.read(folder)
+            if kind is not None and manifest.kind != kind:
+                raise DatabaseError(f"{folder} is a {manifest.kind} database where a {kind} database is needed")
+            try:
+                arrays = {name: _open(folder, array, verify) for name, array in manifest.arrays.items()}
+                break
+            except FileNotFoundError as error:
+                if not replaced():
+                    missing = Path(error.filename).name
+                    raise DatabaseError(f"{folder} lacks {missing}: build it again, or download it again") from None
+            except OSError as error:
+                raise DatabaseError(f"cannot read the database {folder}: {error.strerror or error}") from error
+    else:
+        raise DatabaseError(f"{folder} is being replaced over and over: try again when nothing writes to it")
     starts = arrays["starts"] = np.array(arrays["starts"])  # in memory: it must stay what was checked
     if starts[0] != 0 or starts[-1] != manifest.tokens or (starts[1:] < starts[:-1]).any():
         raise _damaged(folder / manifest.arrays["starts"].file)
     starts.flags.writeable = False
+    _check_vocabulary(folder, manifest, arrays, tokenizer, vocab_size)
     return manifest, arrays
 
 
@@ -237,6 +231,7 @@ def save(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive(folder):
+            check_target(folder, kind)  # another process may have written since
             try:
                 stored = {name: _write_array(folder, name, array) for name, array in arrays.items()}
                 _sync_folder(folder)
@@ -251,7 +246,7 @@ def save(
             finally:
                 _sweep(folder)
     except OSError as error:
-        for path in created:
+        for path in created if not isinstance(error, BlockingIOError) else ():  # or they are another process's now
             with suppress(OSError):
                 path.rmdir()
         raise DatabaseError(f"cannot write the database {folder}: {describe(error)}") from error
@@ -283,8 +278,7 @@ def inspect(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
         DatabaseError: there is no such database, or it is damaged.
     """
     folder = locate(name_or_path)
-    kind = Manifest.read(folder).kind
-    manifest, _ = load(folder, kind, verify=True)
+    manifest, _ = load(folder, None, verify=True)
     size = sum(array.bytes for array in manifest.arrays.values())
     return {
         "folder": str(folder),
@@ -334,23 +328,30 @@ def upload(folder: str | os.PathLike[str], repo_id: str) -> str:
     """
     from huggingface_hub import HfApi
 
-    manifest = Manifest.read(Path(folder))
-    card = _CARD.format(repo_id=repo_id, cls=f"{manifest.kind.capitalize()}Database", m=manifest)
-    try:
-        Path(folder, "README.md").write_text(card, encoding="utf-8")
-        api = HfApi()
-        address = api.create_repo(repo_id, exist_ok=True)
-        api.upload_folder(
-            repo_id=repo_id,
-            folder_path=os.fspath(folder),
-            allow_patterns=[MANIFEST, "*.npy", "README.md"],
-            delete_patterns="*.npy",
-            commit_message="Upload an hdraft database",
-        )
-    except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise DatabaseError(f"cannot upload to {repo_id}: {reason}") from None
-    return str(address)
+    folder = Path(folder)
+    for _ in range(_LOOKS):
+        with _held(folder / MANIFEST) as replaced:
+            manifest = Manifest.read(folder)
+            card = _CARD.format(repo_id=repo_id, cls=f"{manifest.kind.capitalize()}Database", m=manifest)
+            try:
+                (folder / "README.md").write_text(card, encoding="utf-8")
+                api = HfApi()
+                address = api.create_repo(repo_id, exist_ok=True)
+                api.upload_folder(
+                    repo_id=repo_id,
+                    folder_path=os.fspath(folder),
+                    allow_patterns=[MANIFEST, "README.md", *(array.file for array in manifest.arrays.values())],
+                    delete_patterns="*.npy",
+                    commit_message="Upload an hdraft database",
+                )
+            except Exception as error:
+                if not replaced():
+                    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+                    raise DatabaseError(f"cannot upload to {repo_id}: {reason}") from None
+            else:
+                if not replaced():
+                    return str(address)
+    raise DatabaseError(f"{folder} is being replaced over and over: try again when nothing writes to it")
 
 
 _CARD = """---
@@ -397,12 +398,17 @@ def exclusive(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _layout(vocab_size: int, tokens: int) -> dict[str, tuple[np.dtype[np.unsignedinteger], tuple[int, ...]]]:
-    return {
+def _layout(
+    vocab_size: int, tokens: int, vocabulary: bool
+) -> dict[str, tuple[np.dtype[np.unsignedinteger], tuple[int, ...]]]:
+    layout: dict[str, tuple[np.dtype[np.unsignedinteger], tuple[int, ...]]] = {
         "tokens": (id_dtype(vocab_size), (tokens,)),
         "suffixes": (np.dtype(np.uint32), (tokens,)),
         "starts": (np.dtype(np.uint32), (vocab_size + 2,)),
     }
+    if vocabulary:
+        layout["vocabulary"] = (np.dtype(np.uint32), (vocab_size,))
+    return layout
 
 
 def _is_count(value: object) -> TypeGuard[int]:
@@ -428,16 +434,59 @@ def _manifest_fields(folder: Path) -> dict[str, Any]:
 
 
 def _check_vocabulary(
-    folder: Path, manifest: Manifest, tokenizer: Tokenizer | str | None, vocab_size: int | None
+    folder: Path,
+    manifest: Manifest,
+    arrays: Mapping[str, Array],
+    tokenizer: Tokenizer | str | None,
+    vocab_size: int | None,
 ) -> None:
-    fingerprint = tokenizer_fingerprint(tokenizer)
-    if fingerprint is not None and manifest.tokenizer is not None:
-        if fingerprint != manifest.tokenizer:
-            raise DatabaseError(f"{folder} was built with another tokenizer: build it again with this model's")
-    elif vocab_size is not None and vocab_size != manifest.vocab_size:
-        raise DatabaseError(
-            f"{folder} is for a vocabulary of {manifest.vocab_size} ids, not {vocab_size}: build one for this model"
-        )
+    """The ids that this tokenizer and the database's both have must be the same tokens."""
+    if tokenizer is None or manifest.tokenizer is None:
+        if vocab_size is not None and vocab_size != manifest.vocab_size:
+            raise DatabaseError(
+                f"{folder} is for a vocabulary of {manifest.vocab_size} ids, not {vocab_size}: build one for this model"
+            )
+        return
+    if tokenizer_fingerprint(tokenizer) == manifest.tokenizer:
+        return
+    another, advice = f"{folder} was built with another tokenizer", "build it again with this model's"
+    if isinstance(tokenizer, str):
+        raise DatabaseError(f"{another}: {advice}")
+    if "vocabulary" not in arrays:  # it remembers no more than the fingerprint
+        if manifest.tokenizer in fingerprints_before(tokenizer):
+            return
+        raise DatabaseError(f"{another}: {advice}")
+    stored, ours = arrays["vocabulary"], token_hashes(tokenizer, manifest.vocab_size)
+    if (conflict := first_conflict(stored, ours)) is not None:
+        raise DatabaseError(f"{another}: {describe_conflict(conflict, tokenizer, stored)}; {advice}")
+    held = np.diff(arrays["starts"])[: manifest.vocab_size] > 0
+    lacking = np.flatnonzero(held & (stored != 0) & (ours == 0))
+    if len(lacking):
+        raise DatabaseError(f"{another}: it holds token id {lacking[0]}, which this tokenizer lacks; {advice}")
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[Callable[[], bool]]:
+    """A file, and whether another is in its place since: while it is held, no other file gets its number.
+
+    What a file says does not tell: it may say the same again.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        yield lambda: True
+        return
+
+    def replaced() -> bool:
+        try:
+            return not os.path.samestat(os.fstat(descriptor), os.stat(path))
+        except OSError:
+            return True
+
+    try:
+        yield replaced
+    finally:
+        os.close(descriptor)
 
 
 def _open(folder: Path, array: StoredArray, verify: bool) -> Array:

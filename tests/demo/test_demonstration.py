@@ -125,7 +125,7 @@ def test_no_cache_folder_is_no_obstacle(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a file"))
     console = Console(file=io.StringIO(), width=200)
     assert library.library_database(tokenizer, len(tokenizer), console) is not None
-    assert "not to be kept" in console.file.getvalue()
+    assert "not kept" in console.file.getvalue()
 
 
 def test_a_python_without_its_source_has_no_library_database(

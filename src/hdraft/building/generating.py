@@ -16,6 +16,7 @@ from hdraft.building.reading import BuildError, PathLike, Progress, check_ids, i
 from hdraft.conversation import Conversation, ConversationError
 from hdraft.drafting.drafter import Drafter
 from hdraft.drafting.model import ModelDatabase
+from hdraft.vocabulary import tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -125,7 +126,7 @@ def _settings(model: "PreTrainedModel", tokenizer: Any, options: dict[str, Any])
     configs = [config.to_dict() for config in (model.config, model.generation_config) if config is not None]
     for config in configs:
         config.pop("transformers_version", None)
-    return _hash([configs, model.config.name_or_path, storage.tokenizer_fingerprint(tokenizer), options])
+    return _hash([configs, model.config.name_or_path, tokenizer_fingerprint(tokenizer), options])
 
 
 @contextmanager

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from numba import njit
 from torch import Tensor
 from transformers import PretrainedConfig
 
 from hdraft.decoding.support import UnsupportedError
+from hdraft.drafting.kernel import kernel
 from hdraft.drafting.tree import DraftTree
 
 UNBOUNDED = 2**62
@@ -96,12 +96,12 @@ def padded_rows(
     _fill_padded(earliest, among, cached, dropped, tree.parents, tree.depths, span.size, span.chunked, padding)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _earliest(position: int, size: int, chunked: bool, padding: int) -> int:
     return (position - padding) // size * size + padding if chunked else position - size + 1
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _fill(
     mask: npt.NDArray[np.bool_],
     cached: int,
@@ -126,7 +126,7 @@ def _fill(
             node = parents[node]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _fill_padded(
     earliest: npt.NDArray[np.int64],
     among: npt.NDArray[np.bool_],

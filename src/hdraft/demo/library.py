@@ -12,9 +12,10 @@ from typing import Any
 from rich.console import Console
 
 from hdraft import storage
-from hdraft.building import build_statistics
+from hdraft.building.reading import Vocabulary, read_tokens
 from hdraft.drafting.statistics import StatisticsDatabase
 from hdraft.terminal import progress
+from hdraft.vocabulary import tokenizer_fingerprint
 
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data", "lib-dynload", "__pycache__"}
 
@@ -30,13 +31,13 @@ def library_database(tokenizer: Any, vocab_size: int, console: Console) -> Stati
     if not files:
         return None
     console.print("building D_s from this machine's Python standard library, once")
+    database = _build(files, tokenizer, vocab_size, console)
     try:
         shutil.rmtree(folder, ignore_errors=True)
-        return _build(files, folder, tokenizer, vocab_size, console)
+        database.save_pretrained(folder)
     except storage.DatabaseError as error:
-        console.print(f"once more, not to be kept: {error}", soft_wrap=True)
-        with tempfile.TemporaryDirectory() as temporary:
-            return _build(files, Path(temporary), tokenizer, vocab_size, console)
+        console.print(f"not kept for the next time: {error}", soft_wrap=True)
+    return database
 
 
 def library_folder(tokenizer: Any) -> Path:
@@ -52,9 +53,14 @@ def library_files() -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted(names) if name.endswith(".py"))
 
 
-def _build(files: list[Path], folder: Path, tokenizer: Any, vocab_size: int, console: Console) -> StatisticsDatabase:
+def _build(files: list[Path], tokenizer: Any, vocab_size: int, console: Console) -> StatisticsDatabase:
+    vocabulary = Vocabulary.of(tokenizer, vocab_size, None)
     with progress(console) as report:
-        return build_statistics(files, folder, tokenizer, vocab_size, progress=report)
+        tokens = read_tokens(files, vocabulary, report)
+        report("sorting", 0, len(tokens))
+        database = StatisticsDatabase.from_tokens(tokens, vocab_size, vocabulary.eos_token_id, tokenizer)
+        report("sorting", len(tokens), len(tokens))
+    return database
 
 
 def _cache_folder() -> Path:
@@ -65,5 +71,5 @@ def _cache_folder() -> Path:
 
 
 def _name(tokenizer: Any) -> str:
-    fingerprint = storage.tokenizer_fingerprint(tokenizer) or ""
+    fingerprint = tokenizer_fingerprint(tokenizer) or ""
     return f"python-{python_version()}-{fingerprint[:12]}-{storage.VERSION}"

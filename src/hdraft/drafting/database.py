@@ -12,6 +12,7 @@ from hdraft import storage
 from hdraft.drafting.drafter import TokenIds
 from hdraft.drafting.sorting import build
 from hdraft.drafting.suffixes import SuffixArray
+from hdraft.vocabulary import TokenHashes, Tokenizer, first_conflict, token_hashes, tokenizer_fingerprint
 
 
 class Database:
@@ -22,6 +23,7 @@ class Database:
         eos_token_id: the end-of-sequence id, or None.
         separator: what ends a document: the end-of-sequence id, or `vocab_size` where there is none.
         tokenizer: the fingerprint of the tokenizer that the ids belong to, or None if unknown.
+        token_hashes: the hash of each of its tokens by id, or None if unknown.
         array: the suffix array; read-only, perhaps memory-mapped.
     """
 
@@ -31,7 +33,7 @@ class Database:
         self,
         vocab_size: int,
         eos_token_id: int | None = None,
-        tokenizer: storage.Tokenizer | str | None = None,
+        tokenizer: Tokenizer | str | None = None,
         array: SuffixArray | None = None,
     ) -> None:
         if not 1 <= vocab_size <= storage.MAX_VOCAB_SIZE:
@@ -41,7 +43,10 @@ class Database:
         self.vocab_size = vocab_size
         self.eos_token_id = eos_token_id
         self.separator = vocab_size if eos_token_id is None else eos_token_id
-        self.tokenizer = storage.tokenizer_fingerprint(tokenizer)
+        self.tokenizer = tokenizer_fingerprint(tokenizer)
+        self.token_hashes: TokenHashes | None = None
+        if tokenizer is not None and not isinstance(tokenizer, str):
+            self.token_hashes = token_hashes(tokenizer, vocab_size)
         self.array = self._sorted(()) if array is None else array
 
     def __repr__(self) -> str:
@@ -58,7 +63,7 @@ class Database:
         tokens: TokenIds,
         vocab_size: int,
         eos_token_id: int | None = None,
-        tokenizer: storage.Tokenizer | str | None = None,
+        tokenizer: Tokenizer | str | None = None,
     ) -> Self:
         """Build a database in memory from one array of documents.
 
@@ -82,7 +87,7 @@ class Database:
         documents: Iterable[TokenIds],
         vocab_size: int,
         eos_token_id: int | None = None,
-        tokenizer: storage.Tokenizer | str | None = None,
+        tokenizer: Tokenizer | str | None = None,
     ) -> Self:
         """Build a database in memory from documents; an end-of-sequence id is added to those that lack it.
 
@@ -98,7 +103,7 @@ class Database:
     def from_pretrained(
         cls,
         name_or_path: str | os.PathLike[str],
-        tokenizer: storage.Tokenizer | str | None = None,
+        tokenizer: Tokenizer | str | None = None,
         vocab_size: int | None = None,
         verify: bool = False,
     ) -> Self:
@@ -106,7 +111,8 @@ class Database:
 
         Args:
             name_or_path: a folder, or a repository's name (`owner/name`).
-            tokenizer: the model's tokenizer; a database built with another is refused.
+            tokenizer: the model's tokenizer; a database built with one that gives an id to another token is refused,
+                and one that holds an id which this one lacks.
             vocab_size: the model's; a database for another is refused, unless the tokenizer is known to be the same.
             verify: compare checksums, which reads everything.
 
@@ -114,7 +120,13 @@ class Database:
             DatabaseError: there is none, or it does not fit, or it is damaged.
         """
         manifest, arrays = storage.load(name_or_path, cls.kind, tokenizer, vocab_size, verify)
-        return cls(manifest.vocab_size, manifest.eos_token_id, manifest.tokenizer, SuffixArray(**arrays))
+        hashes = arrays.pop("vocabulary", None)
+        database = cls(manifest.vocab_size, manifest.eos_token_id, manifest.tokenizer, SuffixArray(**arrays))
+        if hashes is not None:
+            database.token_hashes = hashes
+        elif manifest.tokenizer is not None and tokenizer is not None and not isinstance(tokenizer, str):
+            database.token_hashes = token_hashes(tokenizer, manifest.vocab_size)  # it fits: remembered when saved
+        return database
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the database to a folder; one of the same kind that is there is replaced at once or not at all.
@@ -125,6 +137,8 @@ class Database:
         array = self._to_save()
         documents = int(np.count_nonzero(array.tokens == self.separator))
         arrays = {name: values for name, values in array._asdict().items() if name in storage.REQUIRED or len(values)}
+        if self.token_hashes is not None:
+            arrays["vocabulary"] = self.token_hashes
         storage.save(folder, self.kind, self.vocab_size, self.eos_token_id, self.tokenizer, documents, arrays)
 
     def push_to_hub(self, repo_id: str) -> str:
@@ -140,6 +154,25 @@ class Database:
     def documents(self) -> Iterator[npt.NDArray[np.unsignedinteger]]:
         """The documents from the oldest to the newest, without what ends them; empty ones are left out."""
         return self._split(self.tokens)
+
+    def check_fits(self, vocab_size: int) -> None:
+        """Raise `ValueError` for a larger vocabulary than a model's, unless it is known which of its ids are stored."""
+        held = self.vocab_size
+        if self.token_hashes is not None:
+            held = 1 + int(max(np.flatnonzero(np.diff(self.array.starts)[: self.vocab_size]), default=-1))
+        if held > vocab_size:
+            raise ValueError(
+                f"the database holds a vocabulary of {held} ids and the model one of {vocab_size}: "
+                "build it with this model's tokenizer"
+            )
+
+    def fits(self, other: "Database") -> bool:
+        """Whether one drafter can use two databases: they may be of one tokenizer, before and after it was added to."""
+        if self.tokens.dtype != other.tokens.dtype:
+            return False
+        if self.token_hashes is not None and other.token_hashes is not None:
+            return first_conflict(self.token_hashes, other.token_hashes) is None
+        return self.vocab_size == other.vocab_size
 
     def _to_save(self) -> SuffixArray:
         return self.array

@@ -189,7 +189,7 @@ class HierarchyDrafter:
         experience: how much to believe which match, where its requests go on learning; by default, what is shipped.
 
     Raises:
-        ValueError: a database of a larger vocabulary, or two that differ.
+        ValueError: a database with ids that the target has not, or two that differ.
 
     >>> drafter = HierarchyDrafter(vocab_size=100)
     >>> session = drafter.session([5, 6, 7, 5, 6])
@@ -209,17 +209,14 @@ class HierarchyDrafter:
         experience: Experience | None = None,
     ) -> None:
         for database in (model_database, statistics_database):
-            if database is not None and database.vocab_size > vocab_size:
-                raise ValueError(
-                    f"the database holds a vocabulary of {database.vocab_size} ids and the model one of {vocab_size}: "
-                    "build it with this model's tokenizer"
-                )
+            if database is not None:
+                database.check_fits(vocab_size)
         if model_database is None and learn:
             model_database = ModelDatabase(
                 vocab_size if statistics_database is None else statistics_database.vocab_size
             )
         present = [database for database in (model_database, statistics_database) if database is not None]
-        if len({database.vocab_size for database in present}) > 1:
+        if not all(database.fits(present[0]) for database in present):
             raise ValueError("the databases differ in their vocabulary: build both with this model's tokenizer")
         self.vocab_size = int(vocab_size)
         self.model_database = model_database
@@ -267,7 +264,7 @@ class HierarchyDrafter:
         [True, False]
 
         Raises:
-            ValueError: the database's vocabulary is larger, or not that of D_s.
+            ValueError: the database has ids that the target has not, or is of another vocabulary than D_s.
         """
         return HierarchyDrafter(
             self.vocab_size, model_database, self.statistics_database, learn=self.learn, experience=self.experience
@@ -428,7 +425,7 @@ def _rarity(vocab_size: int, database: Database | None) -> npt.NDArray[np.uint8]
     """How rare each token is in a database, from 0 for one in 32 tokens or more to 7: each step is a factor of four."""
     rarity = np.full(vocab_size, 7, np.uint8)
     if database is not None and len(database.tokens):
-        counts = np.diff(database.array.starts.astype(np.int64))[: database.vocab_size]
+        counts = np.diff(database.array.starts.astype(np.int64))[: min(database.vocab_size, vocab_size)]
         bits = np.log2(len(database.tokens) / np.maximum(counts, 1))
         rarity[: len(counts)] = np.clip((bits - 5) / 2, 0, 7)
     return rarity

@@ -1,4 +1,4 @@
-"""How the drafting kernels are compiled."""
+"""How kernels are compiled, those of drafting and all others."""
 
 from collections.abc import Callable
 from hashlib import sha256
@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from numba import njit, typeof
+from numba.core.dispatcher import Dispatcher
+
+from hdraft.drafting.kernel_cache import keep
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+_sources = [path.read_bytes() for path in sorted(Path(__file__).parents[1].rglob("*.py"))]
 _VERSION = sha256(b"".join(source for source in _sources if b"@kernel" in source)).hexdigest()[:12]
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile with Numba once, for good: cached on disk, and run without the interpreter's lock.
+    """Compile with Numba once, for good: kept on disk (`kernel_cache`), and run without the interpreter's lock.
 
     A kernel allocates nothing, so it needs none of Numba's reference counts (`_nrt`): counting every array of a tuple
     at every call takes twenty times as long as the drafting itself. Nor does a division look whether it is by zero
@@ -25,8 +28,10 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
     the name that it caches a kernel by is made to tell all of them.
     """
     function.__qualname__ += f"_{_VERSION}"
-    options: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False, "error_model": "numpy"}
+    options: dict[str, Any] = {"nogil": True, "_nrt": False, "error_model": "numpy"}
     compiled: Callable[P, R] = njit(**options)(function)
+    if isinstance(compiled, Dispatcher):  # not with NUMBA_DISABLE_JIT
+        keep(compiled)
     return compiled
 
 

@@ -7,11 +7,11 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from hdraft import storage
 from hdraft.drafting.database import Database
 from hdraft.drafting.drafter import TokenIds
 from hdraft.drafting.sorting import append, build, drop_oldest
 from hdraft.drafting.suffixes import SuffixArray
+from hdraft.vocabulary import Tokenizer
 
 CAPACITY = 2**20
 """How many tokens a database learns before it drops the oldest."""
@@ -33,7 +33,7 @@ class ModelDatabase(Database):
         self,
         vocab_size: int,
         eos_token_id: int | None = None,
-        tokenizer: storage.Tokenizer | str | None = None,
+        tokenizer: Tokenizer | str | None = None,
         array: SuffixArray | None = None,
         *,
         capacity: int = CAPACITY,

@@ -519,13 +519,9 @@ def suffix_array(database: StatisticsDatabase | None, vocab_size: int) -> tuple[
     """The arrays of D_s and its separator; empty ones where there is no D_s.
 
     Raises:
-        ValueError: D_s has a larger vocabulary.
+        ValueError: D_s has ids that the target has not.
     """
     if database is None:
         return build(np.empty(0, np.uint16 if vocab_size < 2**16 else np.uint32), vocab_size, vocab_size), vocab_size
-    if database.vocab_size > vocab_size:
-        raise ValueError(
-            f"the database holds a vocabulary of {database.vocab_size} tokens, the drafter {vocab_size}: "
-            "build it with this model's tokenizer"
-        )
+    database.check_fits(vocab_size)
     return database.array, database.separator

@@ -138,15 +138,16 @@ def open_drafter(
     if statistics_name is not None:
         general = StatisticsDatabase.from_pretrained(statistics_name, tokenizer, vocab_size)
     if stored is not None and general is not None:
-        if stored.vocab_size != general.vocab_size:
+        unknown = tokenizer is None and (stored.token_hashes is None or general.token_hashes is None)
+        if unknown and stored.tokenizer and general.tokenizer and stored.tokenizer != general.tokenizer:
+            raise ValueError(f"{model_name} and {statistics_name} are of different tokenizers: build both with one")
+        if not stored.fits(general):
             raise ValueError(
-                f"{model_name} holds a vocabulary of {stored.vocab_size} ids and {statistics_name} one of "
+                f"{model_name} holds a vocabulary of {stored.vocab_size} ids and {statistics_name} another of "
                 f"{general.vocab_size}: build both with one tokenizer"
             )
-        if stored.tokenizer and general.tokenizer and stored.tokenizer != general.tokenizer:
-            raise ValueError(f"{model_name} and {statistics_name} are of different tokenizers: build both with one")
     if vocab_size is None:
-        vocab_size = next((each.vocab_size for each in (stored, general) if each is not None), needed)
+        vocab_size = max((each.vocab_size for each in (stored, general) if each is not None), default=needed)
     settings = {
         name: options[name] for name in ("order", "level", "window", "guess", "previous_tokens") if name in options
     }
