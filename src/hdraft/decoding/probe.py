@@ -82,7 +82,7 @@ def _difference(model: PreTrainedModel, shape: Shape) -> float:
     drafted = torch.cat((logits, target.forward(np.array(text[-1:]))))
     plain = torch.stack([_plain(model, [*text, *node]) for node in ([], *nodes, after)])
     spread = float(plain.std(dim=-1).max())
-    return float((drafted.float() - plain).abs().max()) / max(spread, 1e-12)
+    return target.ranks.number(float((drafted.float() - plain).abs().max()) / max(spread, 1e-12))
 
 
 def _text_length(target: Target) -> int:

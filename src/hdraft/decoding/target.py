@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from hdraft.decoding.cache import GrowingCache
 from hdraft.decoding.masks import Span, layer_spans, tree_mask
+from hdraft.decoding.ranks import ranks_of
 from hdraft.decoding.static import StaticStep, StepKind, give_back, padded, say_once, take
 from hdraft.decoding.support import (
     PositionLimit,
@@ -43,6 +44,7 @@ class Target:
         cache: the keys and values of the tokens verified so far; while `static` is there, they are in it.
         static: the static step, once the first has been taken; None for steps that grow.
         length: how many those are.
+        ranks: the processes that run the model.
         called: when the last forward pass began, its inputs ready.
     """
 
@@ -74,6 +76,7 @@ class Target:
         config = model.config.get_text_config(decoder=True)
         self.model = model
         self.device = model.device  # looked up among the parameters: once
+        self.ranks = ranks_of(model)
         self.own_masks = shape == "chain"
         self.spans: dict[str, Span] | Span = Span() if self.own_masks else layer_spans(config)
         # eager attention adds its mask: a boolean one would be added as 0 and 1
@@ -126,6 +129,8 @@ class Target:
             return "its layers are on several devices"
         if self.attention_mask is not None and not bool(self.attention_mask[0, self.left_padding :].all()):
             return "there is padding inside of the prompt"
+        if not self.ranks.alone:  # memory and a capture may fail on one of them
+            return "several processes run it together"
         kind = self.device.type
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             return "autocast is on"
