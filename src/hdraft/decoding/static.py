@@ -14,6 +14,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from types import FunctionType
 from typing import Any, Literal, NamedTuple, cast, get_args
@@ -26,6 +27,7 @@ from torch.fx.experimental import _config as symbolic_shapes
 from transformers import PreTrainedModel
 
 from hdraft.decoding.cache import GrowingCache
+from hdraft.decoding.experts import decoding, most_rows
 from hdraft.decoding.graphs import Order, Program, capture, compiled, graph_pool
 from hdraft.decoding.masks import Span, padded_rows
 from hdraft.decoding.state import State, model_state
@@ -132,6 +134,7 @@ class StaticStep:
         self.number_format = embedding_weight(model).dtype
         self.capacity, self.rows = bucket(max(capacity, TOKENS)), padded(max(rows, 1 + BUDGET))
         self.kind = kind
+        self.most_rows = most_rows(model)
         self.cache = StaticCache(growing, self.capacity, self.rows)
         self.programs: OrderedDict[tuple[int, ...], Program] = OrderedDict()
         self.pool = graph_pool(self.device)
@@ -267,9 +270,11 @@ class StaticStep:
         for (layer_type, span), earliest, among in zip(self.spans.items(), inputs.earliest, inputs.among, strict=True):
             layout = self.cache.layouts[span.window]
             masks[layer_type] = self._mask(layout, earliest[:rows, None], among[: rows * rows].view(rows, rows))
-        logits = forward(
-            self.model(), self.cache, inputs.tokens[None, :rows], inputs.positions[None, :rows], masks.get("", masks)
-        )
+        model = cast(PreTrainedModel, self.model())
+        with decoding(model) if rows <= self.most_rows else nullcontext():
+            logits = forward(
+                model, self.cache, inputs.tokens[None, :rows], inputs.positions[None, :rows], masks.get("", masks)
+            )
         if self.logits is None:
             self.logits = logits.new_empty((self.rows, logits.shape[-1]))
         self._logits(rows).copy_(logits[0])

@@ -1,6 +1,7 @@
 """The target model at work on one sequence: forward passes over text and draft tree, and the cache between them."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from time import perf_counter
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hdraft.decoding.cache import GrowingCache
+from hdraft.decoding.experts import decoding, most_rows
 from hdraft.decoding.masks import Span, layer_spans, tree_mask
 from hdraft.decoding.ranks import ranks_of
 from hdraft.decoding.static import StaticStep, StepKind, give_back, padded, say_once, take
@@ -93,6 +95,7 @@ class Target:
         self.may_restart = not prefills_in_chunks
         self.takes_positions = takes(model, "position_ids")
         self.takes_logits_to_keep = takes(model, "logits_to_keep")
+        self.most_rows = 0  # of a step with the kernels of decoding: none over the prompt
         self.static: StaticStep | None = None
         self.step = step
         self.budget = budget
@@ -192,13 +195,17 @@ class Target:
             inputs["attention_mask"] = mask
         self.restore()  # other requests may run between two steps of a stream
         self.called = perf_counter()
-        outputs = self.model(**inputs, past_key_values=self.cache, use_cache=True, return_dict=True)
+        with ExitStack() as settings:
+            if m + n <= self.most_rows:
+                settings.enter_context(decoding(self.model))
+            outputs = self.model(**inputs, past_key_values=self.cache, use_cache=True, return_dict=True)
         self.length += m
         logits: Tensor = outputs.logits[0, -n - 1 :]
         return logits
 
     def keep(self, path: list[int]) -> None:
         """Keep, of the tree just forwarded, the nodes on `path`, in ascending order, and drop the others."""
+        self._decode()
         if self.static is None:
             self.cache.keep(self.length, path)
         else:
@@ -207,9 +214,20 @@ class Target:
 
     def forget(self, length: int) -> None:
         """Forget all tokens after the first `length`, a step's."""
+        self._decode()
         if self.static is None:
             self.cache.keep(length, [])
         self.length = length
+
+    def _decode(self) -> None:
+        """The prompt has been forwarded: from now on, passes have the kernels that `generate` decodes with."""
+        if not self.most_rows:
+            self.most_rows = most_rows(self.model)
+            if self.most_rows < UNLIMITED:
+                say_once(
+                    f"{type(self.model).__name__}: steps of up to {self.most_rows} rows run the experts as generate"
+                    " decodes, larger ones as it reads prompts"
+                )
 
     def _forward_static(self, token: int, tree: DraftTree) -> Tensor:
         step = cast(StaticStep, self.static)
