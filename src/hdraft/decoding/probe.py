@@ -5,6 +5,7 @@ node the logits must be those of a plain pass over that node's text. If a tree f
 tried.
 """
 
+from contextlib import nullcontext
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hdraft.decoding.compiling import is_compiled, uncompiled
 from hdraft.decoding.support import Shape, UnsupportedError, embedding_weight, known_shape, takes_masks, tolerance
 from hdraft.decoding.target import Target
 from hdraft.drafting.tree import DraftTree
@@ -51,7 +53,8 @@ def probe(model: PreTrainedModel, shapes: tuple[Shape, ...] = ("tree", "chain"))
     reasons = []
     for shape in shapes:
         try:
-            difference = _difference(model, shape)
+            with uncompiled() if is_compiled(model) else nullcontext():
+                difference = _difference(model, shape)
         except Exception as error:  # whatever an unknown model's forward may raise means that it does not work
             reasons.append(f"{shape}: {type(error).__name__}: {error}")
         else:

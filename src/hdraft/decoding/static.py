@@ -27,6 +27,7 @@ from torch.fx.experimental import _config as symbolic_shapes
 from transformers import PreTrainedModel
 
 from hdraft.decoding.cache import GrowingCache
+from hdraft.decoding.compiling import is_compiled
 from hdraft.decoding.experts import decoding, most_rows
 from hdraft.decoding.graphs import Order, Program, capture, compiled, graph_pool
 from hdraft.decoding.masks import Span, padded_rows
@@ -60,7 +61,9 @@ def default_step(model: PreTrainedModel) -> StepKind:
 
     Compiled ones are faster still, but nobody should wait for minutes before the first token who did not ask for it.
     """
-    return "captured" if model.device.type == "cuda" and torch.__version__ >= _TORCH else "dynamic"
+    if model.device.type == "cuda" and torch.__version__ >= _TORCH:
+        return "captured"
+    return "static" if is_compiled(model) else "dynamic"
 
 
 def padded(rows: int) -> int:

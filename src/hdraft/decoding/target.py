@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hdraft.decoding.cache import GrowingCache
+from hdraft.decoding.compiling import is_compiled, uncompiled
 from hdraft.decoding.experts import decoding, most_rows
 from hdraft.decoding.masks import Span, layer_spans, tree_mask
 from hdraft.decoding.ranks import ranks_of
@@ -95,6 +96,7 @@ class Target:
         self.may_restart = not prefills_in_chunks
         self.takes_positions = takes(model, "position_ids")
         self.takes_logits_to_keep = takes(model, "logits_to_keep")
+        self.compiled = is_compiled(model)
         self.most_rows = 0  # of a step with the kernels of decoding: none over the prompt
         self.static: StaticStep | None = None
         self.step = step
@@ -103,6 +105,8 @@ class Target:
         if step != "dynamic" and (obstacle := self._obstacle()) is not None:
             say_once(f"{type(model).__name__}: steps are dynamic and not {step}: {obstacle}")
             self.step = "dynamic"
+        if self.compiled and self.step == "dynamic" and max_length < UNLIMITED:  # and not a probe
+            say_once(f"{type(model).__name__}: dynamic steps, each of another shape, run as before torch.compile")
 
     def restore(self) -> None:
         """Undo what long texts leave behind in the model, so that tokens do not depend on earlier requests."""
@@ -196,6 +200,8 @@ class Target:
         self.restore()  # other requests may run between two steps of a stream
         self.called = perf_counter()
         with ExitStack() as settings:
+            if self.compiled:
+                settings.enter_context(uncompiled())
             if m + n <= self.most_rows:
                 settings.enter_context(decoding(self.model))
             outputs = self.model(**inputs, past_key_values=self.cache, use_cache=True, return_dict=True)
