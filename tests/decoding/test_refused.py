@@ -14,7 +14,7 @@ from hdraft.decoding import UnsupportedError, custom_generate, generate, options
 from hdraft.decoding.masks import layer_spans
 
 WAY_OUT = re.compile(
-    r"model\.generate|leave it out|call (it|generate) once for each|heal_tokens|hdraft\.generate|load "
+    r"model\.generate|model\.module|leave it out|call (it|generate) once for each|heal_tokens|hdraft\.generate|load "
 )
 
 

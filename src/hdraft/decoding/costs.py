@@ -9,9 +9,11 @@ import torch
 from transformers import PreTrainedModel
 
 from hdraft.decoding.probe import draft_shape
+from hdraft.decoding.ranks import check_processes
 from hdraft.decoding.static import StepKind, default_step
 from hdraft.decoding.support import input_device
 from hdraft.decoding.target import Target
+from hdraft.decoding.wrappers import unwrapped
 from hdraft.drafting.tree import DraftTree
 
 SIZES = (0, 64, 16, 4, 32, 8, 1, 2)
@@ -39,7 +41,12 @@ def measure_costs(model: PreTrainedModel, step: StepKind | None = None) -> npt.N
     Args:
         model: the target.
         step: how steps are run, as for `generate`.
+
+    Raises:
+        UnsupportedError: a model that `generate` refuses for the processes that run it, or for what it is wrapped in.
     """
+    check_processes(model)
+    model = unwrapped(model)
     kind = default_step(model) if step is None else step
     costs = _measured.setdefault(model, {})
     where = (model.device, model.dtype, model.config._attn_implementation, kind)
@@ -71,7 +78,7 @@ def _measure(model: PreTrainedModel, kind: StepKind) -> npt.NDArray[np.float64]:
         target.forward(text, tree).argmax(-1).tolist()
         end = perf_counter()
         target.forget(length)
-        return end - begin
+        return target.ranks.number(end - begin)
 
     sizes = [size for size in (STATIC_SIZES if static else SIZES) if shape == "tree" or size + 2 <= room]
     step(0)
@@ -82,7 +89,7 @@ def _measure(model: PreTrainedModel, kind: StepKind) -> npt.NDArray[np.float64]:
     times: dict[int, list[float]] = {}
     for _ in range(5):
         for size in sizes:
-            if len(times) > 1 and perf_counter() - started > SECONDS:
+            if len(times) > 1 and target.ranks.number(perf_counter() - started) > SECONDS:
                 break
             times.setdefault(size, []).append(step(size))
     target.close()

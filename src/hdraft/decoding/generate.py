@@ -40,11 +40,13 @@ from hdraft.decoding.options import (
     text_positions,
 )
 from hdraft.decoding.probe import draft_shape
+from hdraft.decoding.ranks import Ranks, check_processes, ranks_of
 from hdraft.decoding.static import StepKind, default_step
 from hdraft.decoding.statistics import Statistics
 from hdraft.decoding.support import check_model, input_device
 from hdraft.decoding.target import Target
 from hdraft.decoding.verification import Argmax, Processed
+from hdraft.decoding.wrappers import unwrapped
 from hdraft.drafting.budget import BudgetRule
 from hdraft.drafting.drafter import UNLIMITED, Drafter
 
@@ -153,6 +155,7 @@ def starter(
         **arguments: Any,
     ) -> Steps:
         note_version()
+        check_processes(model)
         check_model(model)
         check_adapters(model)
         check_options(vars(generation_config), vars(model.generation_config))
@@ -173,7 +176,8 @@ def starter(
             measured = measure_costs(model, kind)
         limits = [criterion.max_length for criterion in stopping_criteria if isinstance(criterion, MaxLengthCriteria)]
         max_length = int(min(limits, default=UNLIMITED))
-        choice = _choice(input_ids.long(), logits_processor, stopping_criteria, generation_config, max_length)
+        ranks = ranks_of(model)
+        choice = _choice(input_ids.long(), logits_processor, stopping_criteria, generation_config, max_length, ranks)
         chunk = generation_config.prefill_chunk_size
         target = Target(
             model,
@@ -219,6 +223,8 @@ class Caller(NamedTuple):
 
 def call(model: Any, input_ids: Tensor | None, method: Callable[..., T], options: Mapping[str, Any]) -> T:
     """`model.generate` with the loop in it, after every check that can be made without it."""
+    check_processes(model)
+    model = unwrapped(model)
     target = base_model(model)
     check_model(target)
     check_adapters(model)
@@ -258,12 +264,13 @@ def _choice(
     criteria: StoppingCriteriaList,
     options: GenerationConfig,
     max_length: int,
+    ranks: Ranks,
 ) -> Argmax | Processed:
     recorded = options.return_dict_in_generate and (options.output_scores or options.output_logits)
     plain = all(type(criterion) in (MaxLengthCriteria, EosTokenCriteria) for criterion in criteria)
     if plain and not (options.do_sample or len(processors) or recorded):
         ends = [criterion.eos_token_id.tolist() for criterion in criteria if isinstance(criterion, EosTokenCriteria)]
-        return Argmax(input_ids, frozenset(chain.from_iterable(ends)), max_length)
+        return Argmax(input_ids, frozenset(chain.from_iterable(ends)), max_length, ranks)
     return Processed(
         input_ids,
         processors,
@@ -271,6 +278,7 @@ def _choice(
         bool(options.do_sample),
         output_scores=bool(recorded and options.output_scores),
         output_logits=bool(recorded and options.output_logits),
+        ranks=ranks,
     )
 
 

@@ -83,6 +83,7 @@ def draft_and_verify(
             if drafter is not None and session is not None and depth > 0:
                 tree = session.propose(budget, depth)
                 tree.check(drafter.vocab_size, budget, depth)
+                tree = target.ranks.tree(tree, budget)
             if target.own_masks and len(tree):
                 tree = tree.best_chain(budget)
             if branch is not None and branch.depth <= deepest and depth > 0:
@@ -97,7 +98,8 @@ def draft_and_verify(
             kept = perf_counter()
             ngrams = None
             if branch is not None and len(window):
-                ngrams = branch.advance(most_likely(logits[-len(branch.rows[-1]) :]), tokens[-1])
+                following = target.ranks.tokens(most_likely(logits[-len(branch.rows[-1]) :]))
+                ngrams = branch.advance(following, tokens[-1])
             if session is not None:
                 session.extend(tokens, ngrams)
             statistics.seconds_drafting += drafted - started + perf_counter() - kept

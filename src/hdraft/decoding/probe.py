@@ -5,6 +5,7 @@ node the logits must be those of a plain pass over that node's text. If a tree f
 tried.
 """
 
+from contextlib import nullcontext
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hdraft.decoding.adapters import only_weights
+from hdraft.decoding.compiling import is_compiled, uncompiled
 from hdraft.decoding.support import Shape, UnsupportedError, input_device, known_shape, takes_masks, tolerance
 from hdraft.decoding.target import Target
 from hdraft.drafting.drafter import vocabulary_size
@@ -53,7 +55,8 @@ def probe(model: PreTrainedModel, shapes: tuple[Shape, ...] = ("tree", "chain"))
     reasons = []
     for shape in shapes:
         try:
-            difference = _difference(model, shape)
+            with uncompiled() if is_compiled(model) else nullcontext():
+                difference = _difference(model, shape)
         except Exception as error:  # whatever an unknown model's forward may raise means that it does not work
             reasons.append(f"{shape}: {type(error).__name__}: {error}")
         else:
@@ -84,7 +87,7 @@ def _difference(model: PreTrainedModel, shape: Shape) -> float:
     drafted = torch.cat((logits, target.forward(np.array(text[-1:]))))
     plain = torch.stack([_plain(model, [*text, *node]) for node in ([], *nodes, after)])
     spread = float(plain.std(dim=-1).max())
-    return float((drafted.float() - plain).abs().max()) / max(spread, 1e-12)
+    return target.ranks.number(float((drafted.float() - plain).abs().max()) / max(spread, 1e-12))
 
 
 def _text_length(target: Target) -> int:

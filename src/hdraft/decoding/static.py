@@ -13,6 +13,7 @@ Padding looks at the last token alone, and no row looks at padding.
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from types import FunctionType
 from typing import Any, Literal, NamedTuple, cast, get_args
@@ -25,6 +26,8 @@ from torch.fx.experimental import _config as symbolic_shapes
 from transformers import PreTrainedModel
 
 from hdraft.decoding.cache import GrowingCache
+from hdraft.decoding.compiling import is_compiled
+from hdraft.decoding.experts import decoding, most_rows
 from hdraft.decoding.graphs import Order, Program, capture, compiled, graph_pool
 from hdraft.decoding.logs import logger, say_once
 from hdraft.decoding.masks import Span, padded_rows
@@ -57,7 +60,9 @@ def default_step(model: PreTrainedModel) -> StepKind:
 
     Compiled ones are faster still, but nobody should wait for minutes before the first token who did not ask for it.
     """
-    return "captured" if model.device.type == "cuda" and torch.__version__ >= _TORCH else "dynamic"
+    if model.device.type == "cuda" and torch.__version__ >= _TORCH:
+        return "captured"
+    return "static" if is_compiled(model) else "dynamic"
 
 
 def padded(rows: int) -> int:
@@ -132,6 +137,7 @@ class StaticStep:
         self.number_format = embedding_weight(model).dtype
         self.capacity, self.rows = bucket(max(capacity, TOKENS)), padded(max(rows, 1 + BUDGET))
         self.kind = kind
+        self.most_rows = most_rows(model)
         self.cache = StaticCache(growing, self.capacity, self.rows)
         self.programs: OrderedDict[tuple[int, ...], Program] = OrderedDict()
         self.pool = graph_pool(self.device)
@@ -267,8 +273,10 @@ class StaticStep:
         for (layer_type, span), earliest, among in zip(self.spans.items(), inputs.earliest, inputs.among, strict=True):
             layout = self.cache.layouts[span.window]
             masks[layer_type] = self._mask(layout, earliest[:rows, None], among[: rows * rows].view(rows, rows))
+        model = cast(PreTrainedModel, self.model())
         ids, positions = inputs.tokens[None, :rows], inputs.positions[None, :rows]
-        logits = forward(self.model(), self.cache_name, self.cache, ids, positions, masks.get("", masks))
+        with decoding(model) if rows <= self.most_rows else nullcontext():
+            logits = forward(model, self.cache_name, self.cache, ids, positions, masks.get("", masks))
         if self.logits is None:
             self.logits = logits.new_empty((self.rows, logits.shape[-1]))
         self._logits(rows).copy_(logits[0])

@@ -1,6 +1,7 @@
 """The target model at work on one sequence: forward passes over text and draft tree, and the cache between them."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from time import perf_counter
 from typing import Any, cast
 
@@ -11,9 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hdraft.decoding.cache import NO_TOKENS, GrowingCache
+from hdraft.decoding.compiling import is_compiled, uncompiled
+from hdraft.decoding.experts import decoding, most_rows
 from hdraft.decoding.logs import logger, say_once
 from hdraft.decoding.masks import Span, layer_spans, tree_mask
 from hdraft.decoding.names import cache_argument, prepared_cache_argument, takes
+from hdraft.decoding.ranks import ranks_of
 from hdraft.decoding.state import model_state
 from hdraft.decoding.static import StaticStep, StepKind, give_back, padded, take
 from hdraft.decoding.support import (
@@ -46,6 +50,7 @@ class Target:
         static: the static step, once the first has been taken; None for steps that grow.
         length: how many those are.
         mixed: whether cached keys are rotated by frequencies of several lengths of the text.
+        ranks: the processes that run the model.
         called: when the last forward pass began, its inputs ready.
     """
 
@@ -83,6 +88,7 @@ class Target:
         self.device = model.device if device is None else device
         self.extras = dict(extras or {})
         self.cache_name = cache_argument(model)
+        self.ranks = ranks_of(model)
         self.own_masks = shape == "chain"
         self.spans: dict[str, Span] | Span = Span() if self.own_masks else layer_spans(config)
         # eager attention adds its mask: a boolean one would be added as 0 and 1
@@ -101,6 +107,8 @@ class Target:
         self.may_restart = not prefills_in_chunks
         self.takes_positions = takes(model, "position_ids")
         self.takes_logits_to_keep = takes(model, "logits_to_keep")
+        self.compiled = is_compiled(model)
+        self.most_rows = 0  # of a step with the kernels of decoding: none over the prompt
         self.static: StaticStep | None = None
         self.step = step
         self.budget = budget
@@ -108,6 +116,8 @@ class Target:
         if step != "dynamic" and (obstacle := self._obstacle()) is not None:
             say_once(f"{type(model).__name__}: steps are dynamic and not {step}: {obstacle}")
             self.step = "dynamic"
+        if self.compiled and self.step == "dynamic" and max_length < UNLIMITED:  # and not a probe
+            say_once(f"{type(model).__name__}: dynamic steps, each of another shape, run as before torch.compile")
 
     def resume(self, ids: npt.NDArray[np.int64]) -> None:
         """Go on from the cache as far as it holds the prompt `ids`, int64[m], at its positions, and drop the rest."""
@@ -159,6 +169,8 @@ class Target:
             return "its layers are on several devices"
         if self.attention_mask is not None and not bool(self.attention_mask[0, self.left_padding :].all()):
             return "there is padding inside of the prompt"
+        if not self.ranks.alone:  # memory and a capture may fail on one of them
+            return "several processes run it together"
         kind = self.device.type
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             return "autocast is on"
@@ -224,13 +236,19 @@ class Target:
         self.mixed |= any(0 < reached <= limit.positions < reached + m for limit in self.rotary_limits)
         self.restore()  # other requests may run between two steps of a stream
         self.called = perf_counter()
-        outputs = self.model(**inputs, use_cache=True, return_dict=True)
+        with ExitStack() as settings:
+            if self.compiled:
+                settings.enter_context(uncompiled())
+            if m + n <= self.most_rows:
+                settings.enter_context(decoding(self.model))
+            outputs = self.model(**inputs, use_cache=True, return_dict=True)
         self.length += m
         logits: Tensor = outputs.logits[0, -n - 1 :]
         return logits
 
     def keep(self, path: list[int]) -> None:
         """Keep, of the tree just forwarded, the nodes on `path`, in ascending order, and drop the others."""
+        self._decode()
         if self.static is None:
             self.cache.keep(self.length, path)
         else:
@@ -239,9 +257,20 @@ class Target:
 
     def forget(self, length: int) -> None:
         """Forget all tokens after the first `length`, a step's."""
+        self._decode()
         if self.static is None:
             self.cache.keep(length, [])
         self.length = length
+
+    def _decode(self) -> None:
+        """The prompt has been forwarded: from now on, passes have the kernels that `generate` decodes with."""
+        if not self.most_rows:
+            self.most_rows = most_rows(self.model)
+            if self.most_rows < UNLIMITED:
+                say_once(
+                    f"{type(self.model).__name__}: steps of up to {self.most_rows} rows run the experts as generate"
+                    " decodes, larger ones as it reads prompts"
+                )
 
     def _forward_static(self, token: int, tree: DraftTree) -> Tensor:
         step = cast(StaticStep, self.static)

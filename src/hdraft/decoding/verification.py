@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from hdraft.decoding.ranks import ALONE, Ranks
 from hdraft.drafting.tree import DraftTree
 
 
@@ -70,15 +71,18 @@ class Argmax:
 
     scores = logits = None
 
-    def __init__(self, input_ids: Tensor, eos_token_ids: frozenset[int], max_length: int) -> None:
+    def __init__(
+        self, input_ids: Tensor, eos_token_ids: frozenset[int], max_length: int, ranks: Ranks = ALONE
+    ) -> None:
         self.input_ids = input_ids
         self.eos_token_ids = eos_token_ids
+        self.ranks = ranks
         self.room = max_length - input_ids.shape[1]
         self.tokens: list[int] = []
 
     def read(self, logits: Tensor) -> None:
         """See `Choice.read`."""
-        self.best = most_likely(logits)
+        self.best = self.ranks.tokens(most_likely(logits))
 
     def next_token(self, row: int) -> int:
         """See `Choice.next_token`."""
@@ -110,10 +114,12 @@ class Processed:
         do_sample: bool,
         output_scores: bool,
         output_logits: bool,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.processors = processors
         self.criteria = criteria
         self.do_sample = do_sample
+        self.ranks = ranks
         self.scores: tuple[Tensor, ...] | None = () if output_scores else None
         self.logits: tuple[Tensor, ...] | None = () if output_logits else None
         self.length = input_ids.shape[1]
@@ -139,6 +145,7 @@ class Processed:
             token = torch.multinomial(torch.nn.functional.softmax(scores, dim=-1), num_samples=1)[0]
         else:
             token = torch.argmax(scores, dim=-1)
+        token = self.ranks.tensor(token)
         if self.length == self.buffer.shape[1]:
             self.buffer = torch.cat((self.buffer, torch.empty_like(self.buffer)), dim=1)
         self.buffer[0, self.length] = token[0]
@@ -147,7 +154,7 @@ class Processed:
 
     def stops(self) -> bool:
         """See `Choice.stops`."""
-        return bool(self.criteria(self.sequence(), self.scores))
+        return bool(self.ranks.number(bool(self.criteria(self.sequence(), self.scores))))
 
     def sequence(self) -> Tensor:
         """See `Choice.sequence`."""
