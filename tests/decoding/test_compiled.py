@@ -12,7 +12,7 @@ from test_lossless import prompt
 from torch._dynamo.utils import counters
 
 from hdraft import HierarchyDrafter
-from hdraft.decoding import Statistics, generate, measure_costs, static
+from hdraft.decoding import Statistics, generate, logs, measure_costs
 from hdraft.decoding.compiling import is_compiled, uncompiled
 from hdraft.decoding.static import default_step
 
@@ -22,7 +22,7 @@ def afresh(monkeypatch):
     """Nothing compiled yet, and nothing said."""
     torch._dynamo.reset()
     counters.clear()
-    monkeypatch.setattr(static, "_said", set())
+    monkeypatch.setattr(logs, "_said", set())
     yield
     torch._dynamo.reset()
 

@@ -12,7 +12,7 @@ from oracle import OracleDrafter
 from test_lossless import prompt
 from transformers import GenerationMixin
 
-from hdraft.decoding import experts, generate, static, stream
+from hdraft.decoding import experts, generate, logs, stream
 from hdraft.drafting.drafter import UNLIMITED
 
 MOST = 16 // 2  # rows of a step whose copies, of two experts each, are no more than all sixteen
@@ -70,7 +70,7 @@ def test_steps_without_drafts_run_what_generate_runs(model, step, options):
 
 @pytest.mark.parametrize("step", ["dynamic", "static"])
 def test_drafted_steps_run_it_for_as_many_rows_as_copy_no_more_than_a_layer_has(model, step, monkeypatch, caplog):
-    monkeypatch.setattr(static, "_said", set())
+    monkeypatch.setattr(logs, "_said", set())
     tokens, _ = expected(model)
     with caplog.at_level(logging.WARNING, "hdraft"):
         assert torch.equal(generate(model, prompt(), drafter(tokens), max_new_tokens=NEW, step=step), tokens)
@@ -99,7 +99,7 @@ def test_between_two_tokens_of_a_stream_the_model_is_as_it_was(model):
 
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
 def test_where_generate_changes_no_kernel_there_is_no_limit_and_nothing_is_said(name, monkeypatch, caplog):
-    monkeypatch.setattr(static, "_said", set())
+    monkeypatch.setattr(logs, "_said", set())
     model = build(name)
     assert experts.most_rows(model) == UNLIMITED
     with caplog.at_level(logging.WARNING, "hdraft"):
