@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hdraft.decoding.cache import GrowingCache
+from hdraft.decoding.drafts import NO_DRAFT
 from hdraft.decoding.masks import Span, layer_spans, tree_mask
 from hdraft.decoding.static import StaticStep, StepKind, give_back, padded, say_once, take
 from hdraft.decoding.support import (
@@ -25,8 +26,6 @@ from hdraft.decoding.support import (
 )
 from hdraft.drafting.drafter import UNLIMITED
 from hdraft.drafting.tree import DraftTree
-
-NO_DRAFT = DraftTree.empty()
 
 AHEAD = 4096
 """Tokens that a static step takes memory for at first, of a sequence that may become longer."""
