@@ -23,6 +23,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from hdraft.decoding.clock import off_the_clock
 from hdraft.decoding.costs import measure_costs
 from hdraft.decoding.loop import Step, draft_and_verify
 from hdraft.decoding.options import (
@@ -193,7 +194,7 @@ def starter(
             generation_config,
         )
 
-    return start
+    return off_the_clock(start, drafter if budget > 0 else None)
 
 
 def call(model: PreTrainedModel, input_ids: Tensor | None, method: Callable[..., T], options: Mapping[str, Any]) -> T:

@@ -84,6 +84,8 @@ def draft_and_verify(
                 tree = tree.best_chain(budget)
             drafted = perf_counter()
             logits = target.forward(text, tree.beside(window) if len(window) else tree)
+            if target.preparing:
+                choice.put_off(target.preparing)
             choice.read(logits[: 1 + len(tree)])
             forwarded = perf_counter()
             tokens, nodes, finished = verify(tree, choice, streamer)

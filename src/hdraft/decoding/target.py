@@ -43,6 +43,7 @@ class Target:
         static: the static step, once the first has been taken; None for steps that grow.
         length: how many those are.
         called: when the last forward pass began, its inputs ready.
+        preparing: the seconds that the last forward pass spent on compiling and capturing.
     """
 
     def __init__(
@@ -173,6 +174,7 @@ class Target:
             float[1 + n, vocabulary], the logits after the last text token and after each node.
         """
         m, n = len(text), len(tree)
+        self.preparing = 0.0
         if self.step != "dynamic" and m == 1 and self.length and self._make_static(1 + n):
             return self._forward_static(int(text[0]), tree)
         inputs: dict[str, object] = {
@@ -207,7 +209,9 @@ class Target:
 
     def _forward_static(self, token: int, tree: DraftTree) -> Tensor:
         step = cast(StaticStep, self.static)
+        before = step.seconds_preparing
         step.prepare(token, tree, self.length, int(self._positions(1, NO_DRAFT)[0, 0]))
+        self.preparing = step.seconds_preparing - before
         self.called = perf_counter()
         logits = step.run()[: 1 + len(tree)]
         self.length += 1
