@@ -401,29 +401,6 @@ def test_a_drafter_that_never_proposes(model, text):
     assert tokens[0].tolist() == text and statistics.steps == NEW
 
 
-class Malformed:
-    """A drafter with a fault: its tree's parent comes after the child."""
-
-    vocab_size = VOCABULARY
-
-    def session(self, prompt_ids, costs=None):
-        return self
-
-    def propose(self, budget, max_depth):
-        return DraftTree([3, 4], [-1, 7], depths=[1, 2])
-
-    def extend(self, token_ids, ngrams=None, candidates=None):
-        pass
-
-    def close(self):
-        pass
-
-
-def test_a_malformed_tree_is_named_and_not_run():
-    with pytest.raises(ValueError, match="malformed at node 1"):
-        generate(build("llama"), torch.tensor([[5, 6, 7]]), Malformed(), max_new_tokens=5)
-
-
 def test_a_stream_begun_in_inference_mode_goes_on_outside():
     model = build("llama")
     ids = torch.tensor([[5, 6, 7]])

@@ -1,9 +1,15 @@
 """`stream` yields the tokens of `generate`, their text in pieces that join, and ends cleanly when it is left."""
 
+import copy
+
+import numpy as np
 import pytest
+import tokenizers
 import torch
 from architectures import NEW, PROMPT, VOCABULARY, build, build_tokenizer
 from oracle import OracleDrafter
+from tokenizers import decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, TextIteratorStreamer
 
 from hdraft.decoding import Statistics, StreamedToken, UnsupportedError, generate, stream
 from hdraft.decoding.stream import TextPieces
@@ -77,6 +83,133 @@ def test_no_character_is_cut(text, kind):
         parts = [pieces.add(token, last=index == end - 1) for index, token in enumerate(ids[:end])]
         assert "".join(parts) == tokenizer.decode(ids[:end], skip_special_tokens=True)
         assert not any("\ufffd" in part for part in parts[:-1])
+
+
+def fallback_tokenizer():
+    """Words marked with ▁ and bytes to fall back to, none of them special, as in Llama 2's."""
+    words = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"?.,!'abcdefghijklmnopqrstuvwxyz"]
+    merged = [(f"▁{a}", "▁", a) for a in "abdfhjx?'"]
+    vocabulary = {word: index for index, word in enumerate([*words, *(word for word, _, _ in merged)])}
+    bpe = models.BPE(vocabulary, [(a, b) for _, a, b in merged], byte_fallback=True, unk_token="<unk>")
+    tokenizer = tokenizers.Tokenizer(bpe)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    steps = (decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0))
+    tokenizer.decoder = decoders.Sequence(list(steps))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+
+
+def word_tokenizer(kind, cleans):
+    """Every word a token: pieces with ## that continue one (WordPiece), ▁ (Unigram), or words between spaces."""
+    words = [
+        "[UNK]",
+        "[SEP]",
+        *"xyzsnmtver.?!,'",
+        "n't",
+        "'s",
+        "do",
+        "not",
+        "##s",
+        "##x",
+        "▁",
+        "▁x",
+        "▁'",
+        "▁n",
+        " ",
+        "  ",
+    ]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    if kind == "pieces":
+        tokenizer = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+        tokenizer.decoder = decoders.WordPiece(cleanup=False)
+    elif kind == "unigram":
+        tokenizer = tokenizers.Tokenizer(models.Unigram([(word, -1.0) for word in words], 0, False))
+        tokenizer.decoder = decoders.Metaspace()
+    else:
+        tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="[SEP]", unk_token="[UNK]", clean_up_tokenization_spaces=cleans
+    )
+
+
+def pieces_of(tokenizer, ids, **decoding):
+    pieces = TextPieces(tokenizer, **decoding)
+    return [pieces.add(token, last=index == len(ids) - 1) for index, token in enumerate(ids)]
+
+
+def bytes_of(tokenizer, data):
+    return [tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in data]
+
+
+@pytest.mark.parametrize("before", ["", "🎉", "a🎉🎊"])
+def test_a_left_over_byte_is_one_replacement_character(before):
+    tokenizer = fallback_tokenizer()
+    ids = [*bytes_of(tokenizer, before.encode()), *bytes_of(tokenizer, b"\xf0")]
+    assert "".join(pieces_of(tokenizer, ids)) == f"{before}\ufffd"
+    more = tokenizer("x", add_special_tokens=False).input_ids
+    assert "".join(pieces_of(tokenizer, [*ids, *more])) == f"{before}\ufffd x"
+
+
+def test_whole_characters_of_bytes_join():
+    tokenizer = fallback_tokenizer()
+    ids = tokenizer("hä 🎉🎊 日本 x", add_special_tokens=False).input_ids
+    assert len(ids) == 20
+    parts = pieces_of(tokenizer, ids)
+    assert "".join(parts) == tokenizer.decode(ids) == "hä 🎉🎊 日本 x"
+    assert parts.count("🎉") == parts.count("🎊") == 1
+
+
+@pytest.mark.parametrize("cleans", [False, True])
+@pytest.mark.parametrize("kind", ["pieces", "unigram", "words"])
+def test_pieces_join_to_the_whole_with_every_tokenizer(kind, cleans):
+    tokenizer = word_tokenizer(kind, cleans)
+    random = np.random.default_rng(0)
+    changed = 0
+    for _ in range(600):
+        ids = random.integers(1, len(tokenizer), random.integers(1, 12)).tolist()
+        for skip in (True, False):
+            whole = tokenizer.decode(ids, skip_special_tokens=skip)
+            assert "".join(pieces_of(tokenizer, ids, skip_special_tokens=skip)) == whole
+            uncleaned = tokenizer.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+            given = pieces_of(tokenizer, ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+            assert "".join(given) == uncleaned
+            changed += whole != uncleaned
+    assert (changed > 100) == cleans
+
+
+def test_spaces_before_punctuation_are_cleaned_up_as_the_tokenizer_does():
+    tokenizer = word_tokenizer("words", True)
+    ids = tokenizer.convert_tokens_to_ids(["x", " ", "?", "s"])
+    assert tokenizer.decode(ids) == "x  ? s"
+    assert "".join(pieces_of(tokenizer, ids)) == "x  ? s"
+
+
+def test_text_does_not_wait_for_what_cannot_change_it():
+    tokenizer = word_tokenizer("words", True)
+    ids = tokenizer.convert_tokens_to_ids(["x", "y", "do", "n't", "z", "."])
+    assert pieces_of(tokenizer, ids) == ["x", " y", " do", "n't", " z", "."]
+
+
+def test_many_special_tokens_take_no_longer_than_others():
+    tokenizer = word_tokenizer("words", False)
+    pieces = TextPieces(tokenizer)
+    for _ in range(1000):
+        assert pieces.add(tokenizer.eos_token_id) == ""
+    assert not pieces.ids
+
+
+def test_arguments_of_decoding_are_taken():
+    model, tokenizer = build("llama-text"), build_tokenizer()
+    tokenizer = copy.deepcopy(tokenizer)
+    ids = tokenizer("The function: ", return_tensors="pt").input_ids
+    expected = model.generate(ids, max_new_tokens=20)[0, ids.shape[1] :].tolist()
+    tokenizer.add_special_tokens({"additional_special_tokens": [tokenizer.convert_ids_to_tokens(expected[3])]})
+    for skip in (True, False):
+        options = {"skip_special_tokens": skip, "clean_up_tokenization_spaces": False}
+        text = "".join(t.text for t in stream(model, ids, tokenizer=tokenizer, max_new_tokens=20, **options))
+        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, **options)
+        model.generate(ids, streamer=streamer, max_new_tokens=20)
+        assert text == "".join(streamer) == tokenizer.decode(expected, **options)
+    assert tokenizer.decode(expected, skip_special_tokens=True) != text
 
 
 def test_stop_strings():

@@ -269,6 +269,46 @@ def test_a_failure_is_logged_once_and_the_other_rows_are_drafted_for(caplog: pyt
     assert "outside the vocabulary" in caplog.text
 
 
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_a_row_that_emits_no_id_suffers_alone(kind: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A negative id, or one beyond the vocabulary: the other rows go on, and are learnt in one piece."""
+    tested = always(proposer(60, {"learn": True}))
+    prompts = [[number, number + 1, number + 2] * 2 for number in (1, 11, 21, 31)]
+    bad = {0: {3: -1}, 3: {2: 70, 4: -1}}  # rows, and what they emit at which step
+    ids = np.zeros((4, 64), np.int32)
+    texts = [list(prompt) for prompt in prompts]
+    sessions = set()
+    rows = [0, 1, 2, 3]
+    for number in range(8):
+        if number == 5:
+            rows = [1, 2]  # the others have ended
+        for place, row in enumerate(rows):
+            texts[row].append(bad.get(row, {}).get(number, prompts[row][number % 3]))
+            ids[place, : len(texts[row])] = texts[row]
+        lengths = np.array([len(texts[row]) for row in rows], np.int32)
+        drafts = tested.propose([kind(texts[row][-1:]) for row in rows], lengths, ids)
+        assert all(drafts[rows.index(row)] for row in (1, 2))
+        sessions |= {id(each.session) for each in tested._requests if each and each.known[0] in (11, 21)}
+    assert len(sessions) == 2
+    for _ in range(20):
+        tested.propose([], lengths, ids)
+    database = tested._drafter.model_database
+    assert database is not None
+    learnt = sorted(document.tolist() for document in database.documents())
+    whole = [[prompts[row][number % 3] for number in range(8)] for row in range(4)]
+    assert learnt == sorted([whole[0][:3], whole[0][4:5], whole[1], whole[2], whole[3][:2], whole[3][3:4]])
+    assert len(caplog.records) == 1
+
+
+def test_a_row_of_what_are_no_ids_is_a_row_without_any() -> None:
+    tested = always(proposer(10))
+    ids = np.array([[1, 2, 1, 0], [1, 2, 1, 0]], np.int32)
+    lengths = np.array([3, 3], np.int32)
+    for wrong in (None, ["a"], [2**40], [[1], [2, 3]]):
+        drafts = tested.propose([wrong, [1]], lengths, ids)  # type: ignore[list-item]
+        assert drafts[0] == [] and drafts[1] != []
+
+
 def test_nothing_that_vllm_could_hand_over_raises() -> None:
     tested = proposer(50)
     rng = np.random.default_rng(7)

@@ -25,6 +25,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from hdraft.decoding.adapters import base_model, check_adapters
 from hdraft.decoding.cache import GrowingCache
+from hdraft.decoding.clock import off_the_clock
 from hdraft.decoding.costs import measure_costs
 from hdraft.decoding.loop import Step, draft_and_verify
 from hdraft.decoding.names import note_version, output_cache_field
@@ -211,7 +212,7 @@ def starter(
             generation_config,
         )
 
-    return start
+    return off_the_clock(start, drafter if budget > 0 else None)
 
 
 class Caller(NamedTuple):

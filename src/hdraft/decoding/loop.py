@@ -13,11 +13,11 @@ import numpy.typing as npt
 import torch
 from transformers.generation.streamers import BaseStreamer
 
+from hdraft.decoding.drafts import NO_DRAFT, Drafts
 from hdraft.decoding.statistics import Statistics
-from hdraft.decoding.target import NO_DRAFT, Target
+from hdraft.decoding.target import Target
 from hdraft.decoding.verification import Choice, most_likely, verify
 from hdraft.drafting.drafter import Drafter
-from hdraft.drafting.lookahead import LookaheadBranch
 from hdraft.drafting.tree import Source
 
 
@@ -68,8 +68,7 @@ def draft_and_verify(
         statistics.steps += 1
         statistics.accepted_lengths.append(0)
     started = perf_counter()
-    session = drafter.session(prompt, costs) if drafter is not None and budget > 0 else None
-    branch: LookaheadBranch | None = getattr(session, "lookahead", None)
+    drafts = Drafts(drafter if budget > 0 else None, prompt, costs)
     statistics.seconds_drafting += perf_counter() - started
     finished = False
     try:
@@ -80,28 +79,23 @@ def draft_and_verify(
             deepest = target.deepest_draft(len(text))
             depth = min(max_length - length - 1, deepest)
             tree = window = NO_DRAFT
-            if drafter is not None and session is not None and depth > 0:
-                tree = session.propose(budget, depth)
-                tree.check(drafter.vocab_size, budget, depth)
-                tree = target.ranks.tree(tree, budget)
+            if depth > 0:
+                tree = target.ranks.tree(drafts.propose(budget, depth), budget)
+                window = drafts.window(deepest)
             if target.own_masks and len(tree):
                 tree = tree.best_chain(budget)
-            if branch is not None and branch.depth <= deepest and depth > 0:
-                window = branch.nodes()
             drafted = perf_counter()
             logits = target.forward(text, tree.beside(window) if len(window) else tree)
+            if target.preparing:
+                choice.put_off(target.preparing)
             choice.read(logits[: 1 + len(tree)])
             forwarded = perf_counter()
             tokens, nodes, finished = verify(tree, choice, streamer)
             verified = perf_counter()
             target.keep(nodes[: len(tokens) - 1])
             kept = perf_counter()
-            ngrams = None
-            if branch is not None and len(window):
-                following = target.ranks.tokens(most_likely(logits[-len(branch.rows[-1]) :]))
-                ngrams = branch.advance(following, tokens[-1])
-            if session is not None:
-                session.extend(tokens, ngrams)
+            following = most_likely(logits[-drafts.columns :]) if len(window) else None
+            drafts.extend(tokens, None if following is None else target.ranks.tokens(following))
             statistics.seconds_drafting += drafted - started + perf_counter() - kept
             text, length = np.array(tokens[-1:]), length + len(tokens)
 
@@ -116,8 +110,7 @@ def draft_and_verify(
             resumed = perf_counter()
     finally:
         target.close(choice.sequence()[0].numpy(force=True) if keep_cache else None)
-        if session is not None:
-            started = perf_counter()
-            session.close()
-            statistics.seconds_drafting += perf_counter() - started
-            statistics.seconds += perf_counter() - started
+        started = perf_counter()
+        drafts.close()
+        statistics.seconds_drafting += perf_counter() - started
+        statistics.seconds += perf_counter() - started

@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from time import perf_counter
 from types import FunctionType
 from typing import Any, Literal, NamedTuple, cast, get_args
 from weakref import WeakKeyDictionary, ref
@@ -101,6 +102,7 @@ class StaticStep:
     Attributes:
         capacity: the most tokens of a sequence, an unverified tree's included.
         rows: the most rows of a step.
+        seconds_preparing: what it took to compile and capture, in all.
     """
 
     program: Program
@@ -141,6 +143,7 @@ class StaticStep:
         self.cache = StaticCache(growing, self.capacity, self.rows)
         self.programs: OrderedDict[tuple[int, ...], Program] = OrderedDict()
         self.pool = graph_pool(self.device)
+        self.seconds_preparing = 0.0
         self.copied, self.queued = Order(self.device), Order(self.device)
         layouts, masks = len(self.cache.layouts), len(self.spans)
         split = 8 * (1 + layouts + (2 + masks) * self.rows)
@@ -179,7 +182,9 @@ class StaticStep:
         if key not in self.programs:
             if len(self.programs) == PROGRAMS:
                 self.programs.popitem(last=False)
+            begin = perf_counter()
             self.programs[key] = self._program(rows, columns)
+            self.seconds_preparing += perf_counter() - begin
         self.programs.move_to_end(key)
         self.program = self.programs[key]
 

@@ -1,8 +1,9 @@
 """`stream`: the tokens of `generate`, one at a time, as they are verified."""
 
+import re
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,9 @@ from hdraft.decoding.statistics import Statistics
 from hdraft.decoding.support import UnsupportedError
 from hdraft.drafting.drafter import Drafter
 from hdraft.drafting.tree import Source
+
+DECODING = frozenset(("skip_special_tokens", "clean_up_tokenization_spaces", "spaces_between_special_tokens"))
+"""Arguments of a tokenizer's `decode` that `stream` takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +55,9 @@ def stream(
     Arguments are checked at the call; the model runs as the tokens are taken. Closing the generator ends the request.
 
     Args:
-        tokenizer: decodes the tokens, without special ones, and serves `stop_strings`.
-        model, input_ids, drafter, budget, statistics, costs, step, options: as for `generate`.
+        tokenizer: decodes the tokens, and serves `stop_strings`.
+        model, input_ids, drafter, budget, statistics, costs, step, options: as for `generate`; those in `DECODING` are
+            for `tokenizer.decode`, as in `TextIteratorStreamer`. Special tokens are left out by default.
 
     Raises:
         UnsupportedError, ValueError: as `generate` does.
@@ -60,12 +65,13 @@ def stream(
     for name in PER_REQUEST:
         if options.get(name) is not None:
             raise UnsupportedError(f"{name} is not supported in a stream: call set_adapter before it, or leave it out")
+    decoding = {name: options.pop(name) for name in DECODING & options.keys()}
+    pieces = None if tokenizer is None else TextPieces(tokenizer, **decoding)
     start = starter(drafter, budget, statistics, costs, step, options.get("streamer"))
-    return _tokens(call(model, input_ids, start, {**options, "tokenizer": tokenizer}), tokenizer)
+    return _tokens(call(model, input_ids, start, {**options, "tokenizer": tokenizer}), pieces)
 
 
-def _tokens(steps: Steps, tokenizer: PreTrainedTokenizerBase | None) -> Generator[StreamedToken, None, None]:
-    pieces = None if tokenizer is None else TextPieces(tokenizer)
+def _tokens(steps: Steps, pieces: "TextPieces | None") -> Generator[StreamedToken, None, None]:
     try:
         for step in steps:
             last = len(step.tokens) - 1
@@ -79,30 +85,91 @@ def _tokens(steps: Steps, tokenizer: PreTrainedTokenizerBase | None) -> Generato
 class TextPieces:
     """Text of a growing token sequence, piece by piece, no character cut in two.
 
-    A token's text can depend on its neighbours (a leading space, bytes of one character). So each piece is the
-    difference between two decodings that start at the same earlier token, and is held back while it ends in an
-    incomplete character, which decodes to U+FFFD.
+    A token's text can depend on its neighbours (a leading space, bytes of one character). So each piece is what a token
+    adds to the decoding of a few tokens before it, and is held back while it ends in an incomplete character, which
+    decodes to U+FFFD. The tokens before it are those of the last piece, if decoded alone they are what they were among
+    the others. With `▁x` for a word and `<F0>` for a byte:
+
+        token          decoded, from   to                     piece
+        ▁Hello                         Hello                  Hello
+        ▁world         Hello           Hello world            " world"
+        <F0>           world           world�                 (none)
+        <9F> <90> <88> world           world🐈                🐈
+
+    Args:
+        tokenizer: of transformers.
+        skip_special_tokens: whether their text is left out.
+        decoding: further arguments of `tokenizer.decode`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, skip_special_tokens: bool = True, **decoding: bool | None
+    ) -> None:
         self.tokenizer = tokenizer
-        cleans = getattr(tokenizer, "clean_up_tokenization_spaces", False)
-        self.backend = None if cleans else getattr(tokenizer, "backend_tokenizer", None)
-        self.ids: list[int] = []
-        self.context = 0  # decodings start here
-        self.shown = 0  # tokens whose text has been returned
+        self.backend = getattr(tokenizer, "backend_tokenizer", None)
+        self.skips = skip_special_tokens
+        self.special = _special_ids(tokenizer) if skip_special_tokens else frozenset()
+        self.cleans = _cleans(tokenizer, decoding.pop("clean_up_tokenization_spaces", None))
+        self.decoding = decoding
+        self.ids: list[int] = []  # decodings start with the first
+        self.shown = 0  # how many of them are in earlier pieces
+        self.before = ""  # the text of those
+        self.unclean = ""  # text that what follows may yet change
 
     def add(self, token: int, last: bool = False) -> str:
         """The text that `token` completes; with the `last` token, all that was held back."""
-        self.ids.append(token)
-        before = self._decode(self.ids[self.context : self.shown])
-        after = self._decode(self.ids[self.context :])
-        if not last and (after.endswith("\ufffd") or len(after) <= len(before)):
+        piece = self._add(token, last)
+        return self._clean(piece, last) if self.cleans else piece
+
+    def _add(self, token: int, last: bool) -> str:
+        if token not in self.special:
+            self.ids.append(token)
+        if self.shown == len(self.ids):
             return ""
-        self.context, self.shown = self.shown, len(self.ids)
-        return after[len(before) :]
+        after = self._decode(self.ids)
+        if after.endswith("\ufffd") and not last:
+            return ""
+        new = self._decode(self.ids[self.shown :])
+        # bytes of no character, behind those of a whole one, change how that is decoded; it has been shown
+        piece = after[len(self.before) :] if after.startswith(self.before) else new
+        if piece or last:
+            if new and after.endswith(new):
+                del self.ids[: self.shown]
+                after = new
+            self.shown, self.before = len(self.ids), after
+        return piece
+
+    def _clean(self, piece: str, last: bool) -> str:
+        text = self.unclean + piece
+        end = len(text) if last else _UNDECIDED.search(text).start()  # type: ignore[union-attr]
+        self.unclean = text[end:]
+        return str(cast(Any, self.tokenizer).clean_up_tokenization(text[:end]))
 
     def _decode(self, ids: list[int]) -> str:
         if self.backend is not None:  # what the tokenizer itself calls, without the several times as long way there
-            return str(self.backend.decode(ids, skip_special_tokens=True))
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+            return str(self.backend.decode(ids, skip_special_tokens=self.skips))
+        return str(
+            self.tokenizer.decode(
+                ids, skip_special_tokens=self.skips, clean_up_tokenization_spaces=False, **self.decoding
+            )
+        )
+
+
+# What `clean_up_tokenization` replaces are spaces and what follows: a full stop, `n't`, `'ve`, ` ' `. One replacement
+# may make room for another, so of all that they can be made of the end of a text may be the beginning.
+_UNDECIDED = re.compile(r"(?: [ 'n]*[vr]?)?\Z")
+
+
+def _cleans(tokenizer: Any, asked: bool | None) -> bool:
+    """Whether decoding ends in a clean-up of spaces, which transformers leaves out for BPE."""
+    asked = tokenizer.clean_up_tokenization_spaces if asked is None else asked
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    forced = getattr(tokenizer, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
+    return bool(asked and (forced or type(getattr(backend, "model", None)).__name__ != "BPE"))
+
+
+def _special_ids(tokenizer: Any) -> frozenset[int]:
+    """The ids that decode to nothing where special tokens are left out."""
+    added = {index for index, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
+    known = sorted(added | set(tokenizer.all_special_ids))
+    return frozenset(index for index in known if not tokenizer.decode([index], skip_special_tokens=True))

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from hdraft.decoding.cache import NO_TOKENS, GrowingCache
 from hdraft.decoding.compiling import is_compiled, uncompiled
+from hdraft.decoding.drafts import NO_DRAFT
 from hdraft.decoding.experts import decoding, most_rows
 from hdraft.decoding.logs import logger, say_once
 from hdraft.decoding.masks import Span, layer_spans, tree_mask
@@ -32,8 +33,6 @@ from hdraft.decoding.support import (
 from hdraft.drafting.drafter import UNLIMITED
 from hdraft.drafting.tree import DraftTree
 
-NO_DRAFT = DraftTree.empty()
-
 AHEAD = 4096
 """Tokens that a static step takes memory for at first, of a sequence that may become longer."""
 
@@ -52,6 +51,7 @@ class Target:
         mixed: whether cached keys are rotated by frequencies of several lengths of the text.
         ranks: the processes that run the model.
         called: when the last forward pass began, its inputs ready.
+        preparing: the seconds that the last forward pass spent on compiling and capturing.
     """
 
     def __init__(
@@ -220,6 +220,7 @@ class Target:
             float[1 + n, vocabulary], the logits after the last text token and after each node.
         """
         m, n = len(text), len(tree)
+        self.preparing = 0.0
         if self.step != "dynamic" and m == 1 and self.length and self._make_static(1 + n):
             return self._forward_static(int(text[0]), tree)
         ids = self._device(np.concatenate((text, tree.tokens), dtype=np.int64)[None])
@@ -274,7 +275,9 @@ class Target:
 
     def _forward_static(self, token: int, tree: DraftTree) -> Tensor:
         step = cast(StaticStep, self.static)
+        before = step.seconds_preparing
         step.prepare(token, tree, self.length, int(self._positions(1, NO_DRAFT)[0, 0]))
+        self.preparing = step.seconds_preparing - before
         self.called = perf_counter()
         logits = step.run()[: 1 + len(tree)]
         self.length += 1

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from hdraft.decoding.clock import running, set_back
 from hdraft.decoding.ranks import ALONE, Ranks
 from hdraft.drafting.tree import DraftTree
 
@@ -20,6 +21,10 @@ class Choice(Protocol):
 
     def read(self, logits: Tensor) -> None:
         """Take in a step's logits, float[1 + n, vocabulary]: row 0 is the root, row 1 + i node i."""
+        ...
+
+    def put_off(self, seconds: float) -> None:
+        """Let a clock that stops generation count so much time for nothing."""
         ...
 
     def next_token(self, row: int) -> int:
@@ -84,6 +89,9 @@ class Argmax:
         """See `Choice.read`."""
         self.best = self.ranks.tokens(most_likely(logits))
 
+    def put_off(self, seconds: float) -> None:
+        """See `Choice.put_off`: there is no clock."""
+
     def next_token(self, row: int) -> int:
         """See `Choice.next_token`."""
         token = self.best[row]
@@ -130,6 +138,10 @@ class Processed:
     def read(self, logits: Tensor) -> None:
         """See `Choice.read`."""
         self.rows = logits
+
+    def put_off(self, seconds: float) -> None:
+        """See `Choice.put_off`."""
+        set_back(running(self.criteria), seconds)
 
     def next_token(self, row: int) -> int:
         """See `Choice.next_token`."""

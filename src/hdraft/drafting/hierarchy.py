@@ -390,10 +390,7 @@ class HierarchySession:
         self._advance(self._take_emitted(), learn=True)
         drafter.experience.finish(self._before, self._weights, self._rule)
         if drafter.learn and drafter.model_database is not None and self._output:
-            output = np.concatenate(self._output)
-            unknown = np.flatnonzero(output >= drafter.model_database.vocab_size)
-            for part in np.split(output, unknown):
-                drafter.model_database.learn(part[part < drafter.model_database.vocab_size])
+            drafter.model_database.learn_known(np.concatenate(self._output))
 
     def _take_emitted(self) -> npt.NDArray[np.int32]:
         """The tokens emitted since the last tree, with room for them in D_c and for what they ask of D_m and D_s."""

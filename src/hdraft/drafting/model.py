@@ -70,6 +70,13 @@ class ModelDatabase(Database):
                 learned = drop_oldest(learned, self._end_of_document(learned.tokens, excess + self.capacity // 16))
             self._learned = append(learned, document, self.separator)
 
+    def learn_known(self, output_ids: TokenIds) -> None:
+        """Take in what of a finished output is within the vocabulary: each piece between other ids as a document."""
+        output = np.asarray(output_ids)
+        unknown = np.flatnonzero((output < 0) | (output >= self.vocab_size)).tolist()
+        for begin, end in zip([0, *(place + 1 for place in unknown)], [*unknown, len(output)], strict=True):
+            self.learn(output[begin:end])
+
     def documents(self) -> Iterator[npt.NDArray[np.unsignedinteger]]:
         """The documents, stored then learned, oldest first, without what ends them; empty ones are left out."""
         return chain.from_iterable(map(self._split, (array.tokens for array in self.snapshot())))

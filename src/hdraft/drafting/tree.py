@@ -149,7 +149,7 @@ class DraftTree:
         Raises:
             ValueError: it is not; a fault of the drafter.
         """
-        if not len(self.tokens) == len(self.parents) == len(self.depths) == len(self.sources):
+        if len({len(getattr(self, name)) for name in self.__slots__}) > 1:
             raise ValueError("the drafter's tree has arrays of different lengths: each has one entry a node")
         if len(self) > budget:
             raise ValueError(f"the drafter's tree has {len(self)} nodes, more than the budget of {budget}")

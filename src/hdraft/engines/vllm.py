@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hdraft.drafting.drafter import TokenIds
 from hdraft.drafting.hierarchy import HierarchyDrafter, HierarchySession
 from hdraft.drafting.model import ModelDatabase
 from hdraft.drafting.statistics import StatisticsDatabase
@@ -112,9 +113,9 @@ class _Request:
 
     def rest(self) -> None:
         """Do without its session until it is drafted for again."""
-        if self.session is not None:
-            self.session.close()
-            self.session = None
+        session, self.session = self.session, None
+        if session is not None:
+            session.close()
 
 
 @dataclasses.dataclass(slots=True)
@@ -234,7 +235,7 @@ class HierarchyProposer:
 
     def propose(
         self,
-        sampled_token_ids: Sequence[Sequence[int]],
+        sampled_token_ids: Sequence[TokenIds],
         num_tokens_no_spec: npt.NDArray[np.int32],
         token_ids_cpu: npt.NDArray[np.int32],
         slot_mappings: Any = None,
@@ -242,7 +243,8 @@ class HierarchyProposer:
         """Draft for each row.
 
         Args:
-            sampled_token_ids: for each row, the tokens that the step emitted; none while its prompt is being read.
+            sampled_token_ids: for each row, the tokens that the step emitted, as a list or an array; none while its
+                prompt is being read.
             num_tokens_no_spec: int32[max rows], how many tokens each row has, those emitted included.
             token_ids_cpu: int32[max rows, max_model_len], the tokens.
             slot_mappings: of no use here.
@@ -251,7 +253,8 @@ class HierarchyProposer:
         drafts: list[list[int]] = [[] for _ in range(rows)]
         if self._heard:
             try:
-                self._propose(sampled_token_ids, num_tokens_no_spec[:rows], token_ids_cpu[:rows], drafts)
+                sampled = [_row(ids) for ids in sampled_token_ids]
+                self._propose(sampled, num_tokens_no_spec[:rows], token_ids_cpu[:rows], drafts)
             except Exception:
                 self._report()
                 self._requests, self._absent = [], []
@@ -355,15 +358,26 @@ class HierarchyProposer:
     def _end(self, requests: Sequence[_Request]) -> None:
         """Let go of requests; with `learn`, D_m takes in what each of them generated."""
         for request in requests:
-            request.rest()
-            if self._settings.learn and (database := self._drafter.model_database) is not None:
-                output = request.known[request.generated :]
-                database.learn(output[output < database.vocab_size])
+            try:
+                request.rest()
+                if self._settings.learn and (database := self._drafter.model_database) is not None:
+                    database.learn_known(request.known[request.generated :])
+            except Exception:
+                self._report()
 
     def _report(self) -> None:
         if not self._failed:
             self._failed = True
             _log.exception("hdraft failed and drafts nothing for these rows; what fails after this is not reported")
+
+
+def _row(ids: Any) -> list[int]:
+    """What a row emitted; what is no list of ids is nothing, and no other row's concern."""
+    try:
+        row: list[int] = np.asarray(ids, np.int32).reshape(-1).tolist()
+    except (ValueError, TypeError, OverflowError):
+        return []
+    return row
 
 
 def _open(settings: Settings, model_config: Any) -> HierarchyDrafter:

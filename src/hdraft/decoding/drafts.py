@@ -1,0 +1,99 @@
+"""A drafter at work for one request: whatever fails in it costs speed, and no text."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+
+from hdraft.drafting.drafter import Drafter, DraftSession, TokenIds
+from hdraft.drafting.lookahead import LookaheadBranch
+from hdraft.drafting.tree import DraftTree
+
+NO_DRAFT = DraftTree.empty()
+
+_log = logging.getLogger(__name__)
+
+
+class Drafts:
+    """The drafts of one request; without a drafter, or after it has failed, there are none.
+
+    A failure is logged, with its traceback where the log's level is DEBUG.
+    """
+
+    def __init__(self, drafter: Drafter | None, prompt: TokenIds, costs: npt.NDArray[np.float64] | None) -> None:
+        self._drafter = drafter
+        self._session: DraftSession | None = None
+        self._branch: LookaheadBranch | None = None
+        self._follows = drafter is not None  # the text, so that it may draft for it
+        self._failed = False
+        if drafter is not None:
+            with self._guarded():
+                self._session = drafter.session(prompt, costs)
+                self._branch = getattr(self._session, "lookahead", None)
+
+    def propose(self, budget: int, depth: int) -> DraftTree:
+        """A tree within these bounds, for certain."""
+        if self._follows and self._session is not None and self._drafter is not None and depth > 0:
+            with self._guarded():
+                tree = self._session.propose(budget, depth)
+                tree.check(self._drafter.vocab_size, budget, depth)
+                return tree
+        return NO_DRAFT
+
+    def window(self, depth: int) -> DraftTree:
+        """The lookahead branch, if it is no deeper than this."""
+        if self._follows and self._branch is not None and 0 < self._branch.depth <= depth:
+            with self._guarded():
+                return self._branch.nodes()
+        return NO_DRAFT
+
+    @property
+    def columns(self) -> int:
+        """How many nodes the last row of the lookahead branch has."""
+        return 0 if self._branch is None else len(self._branch.rows[-1])
+
+    def extend(self, tokens: list[int], predicted: list[int] | None = None) -> None:
+        """Take in what a step emitted.
+
+        The drafter is given the tokens before the first that it cannot hold, as an end-of-sequence id may be that the
+        model has no embedding for, and drafts no more behind that.
+
+        Args:
+            tokens: in order.
+            predicted: the target's most likely token after each node of the last row of the lookahead branch, if the
+                step forwarded it.
+        """
+        if not self._follows or self._session is None or self._drafter is None:
+            return
+        vocab_size = self._drafter.vocab_size
+        held = next((place for place, token in enumerate(tokens) if token >= vocab_size), len(tokens))
+        with self._guarded():
+            ngrams = None
+            if predicted is not None and self._branch is not None and held:
+                ngrams = self._branch.advance(np.minimum(predicted, vocab_size - 1), tokens[held - 1])
+            if held:
+                self._session.extend(tokens[:held], ngrams)
+        self._follows &= held == len(tokens)
+
+    def close(self) -> None:
+        """End the request."""
+        if self._session is not None:
+            with self._guarded():
+                self._session.close()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            said, self._failed, self._follows = self._failed, True, False
+            if not said:
+                _log.warning(
+                    "%s fails, and drafts no more for this request: %s: %s",
+                    type(self._drafter).__name__,
+                    type(error).__name__,
+                    error,
+                    exc_info=_log.isEnabledFor(logging.DEBUG),
+                )

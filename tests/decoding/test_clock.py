@@ -1,0 +1,124 @@
+"""`max_time` is the request's: nothing that is prepared once runs on its clock. The time here is a pretended one."""
+
+import importlib
+import time
+
+import numpy as np
+import pytest
+import torch
+from architectures import NEW, PROMPT, VOCABULARY, build
+from transformers import MaxTimeCriteria, StoppingCriteriaList
+
+from hdraft.decoding import custom_generate, generate, static, stream
+from hdraft.drafting import DraftTree
+from hdraft.drafting.hierarchy import HierarchyDrafter
+
+generating = importlib.import_module("hdraft.decoding.generate")
+
+
+def prompt():
+    return torch.randint(2, VOCABULARY, (1, PROMPT), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands, and its hands to turn."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    monkeypatch.setattr(static, "perf_counter", lambda: now[0])
+
+    def slow(function):
+        def slowed(*arguments, **named):
+            now[0] += 100
+            return function(*arguments, **named)
+
+        return slowed
+
+    return slow
+
+
+@pytest.fixture
+def slow_preparation(monkeypatch, clock):
+    """The measurement of costs and the probe of a model each take 100 seconds."""
+    monkeypatch.setattr(generating, "measure_costs", clock(lambda model, step: np.ones(65)))
+    monkeypatch.setattr(generating, "draft_shape", clock(generating.draft_shape))
+
+
+def bare(model, ids, drafter, **options):
+    return model.generate(ids, custom_generate=custom_generate(drafter), **options)
+
+
+def streamed(model, ids, drafter, **options):
+    tokens = [token.id for token in stream(model, ids, drafter, **options)]
+    return torch.cat((ids, torch.tensor([tokens])), dim=1)
+
+
+@pytest.mark.usefixtures("slow_preparation")
+@pytest.mark.parametrize("run", [generate, bare, streamed])
+def test_a_first_call_with_max_time_is_as_long_as_later_ones(run):
+    model = build("llama")
+    expected = model.generate(prompt(), max_new_tokens=NEW)
+    assert torch.equal(run(model, prompt(), HierarchyDrafter(VOCABULARY), max_new_tokens=NEW, max_time=2.0), expected)
+
+
+@pytest.mark.usefixtures("slow_preparation")
+def test_a_clock_among_the_callers_criteria_too():
+    model = build("llama")
+    criteria = StoppingCriteriaList([MaxTimeCriteria(2.0)])
+    tokens = generate(model, prompt(), HierarchyDrafter(VOCABULARY), max_new_tokens=NEW, stopping_criteria=criteria)
+    assert tokens.shape[1] == PROMPT + NEW
+
+
+class Compiling:
+    """A drafter whose first draft takes 100 seconds, as where kernels are compiled."""
+
+    vocab_size = VOCABULARY
+
+    def __init__(self, slow):
+        self.first = slow(lambda: None)
+        self.sessions = 0
+
+    def session(self, prompt_ids, costs=None):
+        self.sessions += 1
+        return self
+
+    def propose(self, budget, max_depth):
+        if self.first is not None:
+            self.first()
+            self.first = None
+        return DraftTree([3], [-1])
+
+    def extend(self, token_ids, ngrams=None, candidates=None):
+        pass
+
+    def close(self):
+        pass
+
+
+def test_a_drafter_is_warmed_up_once_and_only_where_a_clock_runs(clock):
+    model, drafter = build("llama"), Compiling(clock)
+    assert generate(model, prompt(), drafter, max_new_tokens=9, max_time=2.0).shape[1] == PROMPT + 9
+    assert drafter.sessions == 2
+    generate(model, prompt(), drafter, max_new_tokens=9, max_time=2.0)
+    assert drafter.sessions == 3
+    other = Compiling(clock)
+    generate(model, prompt(), other, max_new_tokens=9)
+    assert other.sessions == 1
+
+
+def test_programs_of_static_steps_are_made_on_no_clock(clock, monkeypatch):
+    model = build("llama")
+    monkeypatch.setattr(static.StaticStep, "_program", clock(static.StaticStep._program))
+    expected = model.generate(prompt(), max_new_tokens=NEW)
+    drafter = HierarchyDrafter(VOCABULARY)
+    options = {"max_new_tokens": NEW, "max_time": 2.0, "step": "static", "costs": np.ones(65)}
+    assert torch.equal(generate(model, prompt(), drafter, **options), expected)
+
+
+def test_the_clock_runs_while_the_model_does(clock, monkeypatch):
+    model = build("llama")
+    monkeypatch.setattr(model, "forward", clock(model.forward))
+    tokens = generate(
+        model, prompt(), HierarchyDrafter(VOCABULARY), max_new_tokens=NEW, max_time=250.0, costs=np.ones(65)
+    )
+    assert PROMPT < tokens.shape[1] < PROMPT + NEW
