@@ -219,7 +219,7 @@ def test_two_databases_built_before_and_after_a_token_was_added(tmp_path):
         assert drafter.vocab_size == 7
         assert 6 in drafter.session([2, 3]).propose(8).tokens
     other = save(tmp_path / "other", words(*WORDS[:3], "B", "c\n", "d"), cls=ModelDatabase)
-    with pytest.raises(ValueError, match="build both with one tokenizer"):
+    with pytest.raises(ValueError, match="are of different tokenizers: build both with one"):
         open_drafter("hd", {**options, "model_database": str(other)})
     with pytest.raises(ValueError, match="build both with this model's tokenizer"):
         HierarchyDrafter(

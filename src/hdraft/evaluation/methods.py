@@ -138,14 +138,15 @@ def open_drafter(
     if statistics_name is not None:
         general = StatisticsDatabase.from_pretrained(statistics_name, tokenizer, vocab_size)
     if stored is not None and general is not None:
-        unknown = tokenizer is None and (stored.token_hashes is None or general.token_hashes is None)
-        if unknown and stored.tokenizer and general.tokenizer and stored.tokenizer != general.tokenizer:
-            raise ValueError(f"{model_name} and {statistics_name} are of different tokenizers: build both with one")
-        if not stored.fits(general):
+        known = stored.token_hashes is not None and general.token_hashes is not None
+        if not known and stored.vocab_size != general.vocab_size:
             raise ValueError(
-                f"{model_name} holds a vocabulary of {stored.vocab_size} ids and {statistics_name} another of "
+                f"{model_name} holds a vocabulary of {stored.vocab_size} ids and {statistics_name} one of "
                 f"{general.vocab_size}: build both with one tokenizer"
             )
+        told_apart = not known and tokenizer is None and stored.tokenizer and general.tokenizer
+        if not stored.fits(general) or (told_apart and stored.tokenizer != general.tokenizer):
+            raise ValueError(f"{model_name} and {statistics_name} are of different tokenizers: build both with one")
     if vocab_size is None:
         vocab_size = max((each.vocab_size for each in (stored, general) if each is not None), default=needed)
     settings = {
