@@ -11,6 +11,8 @@ import hdraft
 PACKAGE = Path(hdraft.__file__).parent
 
 LAYERS = [
+    "text",
+    "files",
     "storage",
     "drafting",
     "decoding",
