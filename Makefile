@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-latest test-oldest smoke test-vllm lint clean
+.PHONY: setup demo test test-latest test-oldest smoke test-vllm fuzz lint clean
 
 setup: .venv/.installed
 
@@ -19,6 +19,11 @@ demo: setup
 # One thread to a worker: the models of the tests are too small for more.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8
+
+# A minute of it; an hour with SECONDS=3600.
+SECONDS := 60
+fuzz: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/readers.py --seconds $(SECONDS)
 
 # vLLM needs other versions than `make setup` installs: an environment of its own, and compiled kernels of its own.
 .venv-vllm/.installed: requirements-vllm.txt pyproject.toml

@@ -1,5 +1,6 @@
 """The commands, as a user types them: what they print, and that every mistake is one line and an exit code."""
 
+import errno
 import io
 import json
 import os
@@ -142,6 +143,17 @@ def test_a_prompt_that_is_not_text_is_refused(run: Run, model: Path, tmp_path: P
     refused(run("generate", "--model", model, "--prompt", "a", "--prompt-file", tmp_path / "prompt"), "leave one out")
 
 
+def test_a_prompt_file_is_read_as_a_corpus_is(run: Run, model: Path, tmp_path: Path) -> None:
+    """A byte order mark and the ends of lines make no difference."""
+    ask = ("generate", "--model", model, "--max-new-tokens", 8)
+    expected = run(*ask, "--prompt", TEXT).out
+    written = b"\xef\xbb\xbf" + TEXT.replace("\n", "\r\n").encode()
+    (tmp_path / "prompt.txt").write_bytes(written)
+    assert run(*ask, "--prompt-file", tmp_path / "prompt.txt").out == expected
+    assert run(*ask, stdin=written).out == expected
+    refused(run(*ask, stdin=b"\xef\xbb\xbf"), "the prompt is empty")
+
+
 def damage_config(folder: Path) -> None:
     (folder / "config.json").write_text("{")
 
@@ -209,6 +221,15 @@ def test_a_missing_model_is_refused(run: Run, tmp_path: Path) -> None:
         (["--dtype", "int3"], "--dtype"),
         (["--temperature", "0.5"], "add --do-sample"),
         (["--do-sample", "--temperature", "0"], "above 0"),
+        (["--do-sample", "--temperature", "inf"], "finite"),
+        (["--do-sample", "--temperature", "nan"], "--temperature"),
+        (["--do-sample", "--top-p", "nan"], "--top-p"),
+        (["--do-sample", "--min-p", "nan"], "--min-p"),
+        (["--repetition-penalty", "inf"], "finite"),
+        (["--model-database", ""], "--model-database is empty"),
+        (["--statistics-database="], "--statistics-database is empty"),
+        (["--no-draft", "--model-database", "x"], "--model-database is for drafting, and --no-draft is without"),
+        (["--no-draft", "--statistics-database", "x"], "--statistics-database is for drafting"),
         (["--do-sample", "--top-p", "2"], "--top-p"),
         (["--max-new-tokens", "0"], "--max-new-tokens"),
         (["--budget", "-1"], "--budget"),
@@ -277,6 +298,65 @@ def test_what_no_database_can_be_built_from_is_refused(run: Run, model: Path, co
     assert not (tmp_path / "D_s").exists()
 
 
+def test_what_is_no_text_is_refused_by_file_and_line(run: Run, model: Path, tmp_path: Path) -> None:
+    written = tmp_path / "written.jsonl"
+    written.write_text('{"text": "whole \\ud83d\\ude00"}\n{"text": "a\\ud800b", "prompt": "a\\ud800b"}\n')
+    output = ("--output", tmp_path / "D_m")
+    refused(
+        run("build", "model", "--generations", written, "--tokenizer", model, *output), f"{written}:2: not valid text"
+    )
+    refused(run("build", "model", "--model", model, "--prompts", written, *output), "")
+    written.write_text('{"prompt": "a"}\n{"prompt": "a\\ud800b"}\n')
+    refused(run("build", "model", "--model", model, "--prompts", written, *output), f"{written}:2: not valid text")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["written.jsonl"]
+
+
+def test_a_database_in_a_corpus_is_left_out_and_named(
+    run: Run, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus = tmp_path / "c"
+    corpus.mkdir()
+    (corpus / "a.txt").write_text(TEXT * 9)
+    ask = ("build", "statistics", "--corpus", corpus, "--output", corpus / "D_s", "--tokenizer", model)
+    first, second, third = (run(*ask) for _ in range(3))
+    assert first.out == second.out == third.out and third.code == 0
+    assert caplog.messages == [f"{corpus / 'D_s'}: holds a database, whose arrays are left out"] * 2
+    refused(run(*ask[:3], corpus / "D_s", *ask[4:]), f"{corpus / 'D_s'}: no .npy, .jsonl", "but a database's arrays")
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(run: Run, model: Path, tmp_path: Path) -> None:
+    """Before anything is read: what there would be to read is missing."""
+    (tmp_path / "file").write_text("")
+    below, nothing = tmp_path / "file" / "x", tmp_path / "nothing.jsonl"
+    refused(run("replay", nothing, "--json", below), f"{below}: Not a directory")
+    refused(run("demo", "--json", below), f"{below}: Not a directory")
+    refused(
+        run("build", "statistics", "--corpus", nothing, "--output", below, "--vocab-size", 9), f"{below}: Not a dir"
+    )
+    refused(run("build", "model", "--model", nothing, "--prompts", nothing, "--output", below), f"{below}: Not a dir")
+    refused(run("bench", "--model", nothing, "--output", below), f"{below}: Not a directory")
+    output, generations = tmp_path / "D_m", tmp_path / "file" / "g.jsonl"
+    ask = ("build", "model", "--model", nothing, "--prompts", nothing, "--output", output)
+    refused(run(*ask, "--generations", generations), f"{tmp_path / 'file'}: File exists")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_figures_that_cannot_be_written_are_shown(
+    run: Run, trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = tmp_path / "figures.json"
+    figures.write_text("old")
+    monkeypatch.setattr("os.fsync", full_disk)
+    result = run("replay", trace, "--json", figures)
+    assert result.code == 1 and "microseconds a step" in result.out
+    assert result.err == f"hdraft: {figures}: No space left on device\n"
+    assert figures.read_text() == "old" and sorted(tmp_path.iterdir()) == [figures, trace]
+
+
 def test_a_damaged_database_is_refused(run: Run, model: Path, statistics_database: Path) -> None:
     suffixes = next(statistics_database.glob("suffixes-*.npy"))
     whole = suffixes.read_bytes()
@@ -340,6 +420,12 @@ def test_replay_predicts_the_speedup(run: Run, trace: Path, tmp_path: Path) -> N
     assert run("replay", trace, "--adaptive").out.count("gpu") == 1
 
 
+def test_categories_are_shown_as_they_are_and_on_one_line(run: Run, trace: Path) -> None:
+    trace.write_text(trace.read_text().replace('"code"', r'"[/red] a\n\u001b[1mb"'))
+    result = run("replay", trace)
+    assert result.code == 0 and r"[/red] a \x1b[1mb" in result.out
+
+
 def test_replay_learns_unless_told_not_to(run: Run, trace: Path, tmp_path: Path) -> None:
     trace.write_text(trace.read_text() * 3)
     steps = []
@@ -362,11 +448,13 @@ def test_replay_refuses_what_it_cannot_replay(run: Run, trace: Path, tmp_path: P
     refused(run("replay", trace, "--method", "pld", "--model-database", tmp_path), "--model-database is for")
     refused(run("replay", trace, "--model-database", tmp_path / "none"), "none")
     refused(run("replay", trace, "--budget", 10**9), "--budget")
-    refused(run("replay", trace, "--json", tmp_path / "none" / "figures.json"), "no folder")
+    refused(run("replay", trace, "--json", tmp_path / "none" / "figures.json"), "none/figures.json: No such file")
     (tmp_path / "costs.json").write_text('{"0": 1}')
     refused(run("replay", trace, "--cost", tmp_path / "costs.json"), "JSON list")
     (tmp_path / "costs.json").write_text("[1, 1]")
-    refused(run("replay", trace, "--adaptive", "--cost", tmp_path / "costs.json"), "ends at 1 draft token")
+    ask = ("replay", trace, "--adaptive", "--cost", tmp_path / "costs.json")
+    refused(run(*ask, "--budget", 64), "ends at 1 draft token")
+    assert run(*ask).code == 0  # the default is no more than the curve has
     refused(run("replay", trace, "--cost", "tpu"), "no cost curve tpu", "cpu-measured")
     large = trace.with_name("large.jsonl")
     large.write_text(json.dumps({"id": "7", "category": "code", "prompt_ids": [1], "output_ids": [10**6]}))
@@ -397,7 +485,7 @@ def test_unknown_commands_are_refused(run: Run) -> None:
     refused(run("build", "frobnicate"), "frobnicate")
     refused(run("generate"), "--model")
     refused(run("demo", "--prompt-id", "nothing"), "no prompt nothing")
-    refused(run("demo", "--json", "/nothing/demo.json"), "no folder")
+    refused(run("demo", "--json", "/nothing/demo.json"), "/nothing/demo.json: No such file")
 
 
 def test_a_fault_of_hdraft_is_one_line_and_a_traceback_only_on_request(
@@ -520,6 +608,39 @@ def test_bench_with_a_database_left_out_or_all_of_its_options(
         assert row["same_text"] == row["turns"] == 2
 
 
+def test_bench_takes_no_default_that_was_not_asked_for(run: Run, questions: Path, tmp_path: Path) -> None:
+    ask = ("bench", "--method", "vanilla", "--method", "pld", "--questions", questions, "--question-end", 1)
+    result = run(*ask, "--chat-template", "vicuna", "--max-new-tokens", 4, "--output", tmp_path / "out")
+    assert result.code == 0, result
+    assert json.loads((tmp_path / "out" / "settings.json").read_text())["methods"] == {"vanilla": {}, "pld": {}}
+
+
+def test_bench_on_a_full_disk_shows_what_was_measured(
+    run: Run, model: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    left = [3]
+
+    def sync(descriptor: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            full_disk()
+
+    monkeypatch.setattr("os.fsync", sync)  # of the settings, and of two answers
+    result = run(*benched(model, questions, output, "vanilla", "pld"))
+    assert result.code == 1
+    assert result.err == f"hdraft: {output / 'vanilla.jsonl'}: No space left on device\n"
+    assert result.out.startswith("| method | all | qa | MAT | same text |") and "| pld |" in result.out
+    monkeypatch.undo()
+    for name in ("vanilla", "pld"):
+        assert (output / f"{name}.jsonl").read_text().count("\n") == 1
+
+
+def test_a_bench_that_cannot_begin_leaves_nothing(run: Run, questions: Path, tmp_path: Path) -> None:
+    refused(run(*benched(tmp_path / "nothing", questions, tmp_path / "a" / "out", "vanilla")), "no folder")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -536,6 +657,12 @@ def test_bench_with_a_database_left_out_or_all_of_its_options(
         (["--statistics-database", "a", "--no-statistics-database"], ["contradict"]),
         (["--no-do-sample", "--temperature", "1"], ["--temperature is for sampling"]),
         (["--do-sample", "--temperature", "0"], ["above 0"]),
+        (["--temperature", "inf"], ["finite"]),
+        (["--temperature", "nan"], ["--temperature"]),
+        (["--system-prompt", "a\udce9"], ["--system-prompt is not valid text"]),
+        (["--model-database", ""], ["--model-database is empty"]),
+        (["--output", ""], ["--output is empty"]),
+        (["--output", "/dev/null/out"], ["/dev/null/out: Not a directory"]),
         (["--chat-template", "alpaca"], ["no chat template alpaca"]),
         (["--questions", "nothing.jsonl"], ["nothing.jsonl"]),
         (["--question-begin", "7"], ["no questions from index 7"]),

@@ -12,6 +12,8 @@ PACKAGE = Path(hdraft.__file__).parent
 
 LAYERS = [
     "vocabulary",
+    "text",
+    "files",
     "storage",
     "drafting",
     "decoding",

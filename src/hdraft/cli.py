@@ -5,20 +5,22 @@ fault, 130 after Ctrl-C. HDRAFT_DEBUG=1 shows the traceback.
 """
 
 import errno
-import json
+import math
 import os
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 import hdraft
+from hdraft import files
+from hdraft.text import argument_text, decode_text, dump_json, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,6 +45,7 @@ class CommandError(ValueError):
 
 def main() -> None:
     """Run the command line."""
+    _open_streams()
     interrupts = []
 
     def interrupt(*_: object) -> None:
@@ -50,12 +53,13 @@ def main() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, interrupt)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    for stream in (sys.stdout, sys.stderr):  # what an encoding cannot hold is escaped, and never dropped
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     debugging = os.environ.get("HDRAFT_DEBUG", "0") not in ("", "0")
     if not debugging:
         warnings.simplefilter("ignore")
     try:
+        _check_empty(sys.argv[1:])
         code = app(sys.argv[1:] or ["--help"], prog_name="hdraft", standalone_mode=False)
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -70,8 +74,29 @@ def main() -> None:
         if interrupts:  # while importing, Ctrl-C comes out as some other error
             code = INTERRUPTED
         else:
-            print("hdraft:", " ".join(message.split()), file=sys.stderr)
+            print("hdraft:", one_line(message), file=sys.stderr)
     sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Put the null device where a standard stream is closed, as in a daemon, before a file is opened in its place."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(number)
+            except OSError:
+                os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
+def _check_empty(arguments: list[str]) -> None:
+    """Refuse what is given and empty, as where a shell's variable is not set: a path would be the current folder."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        option, is_given, value = argument.partition("=")
+        name = before if argument == "" else option
+        empty = argument == "" or (option.startswith("--") and is_given and not value)
+        if empty and name not in ("--prompt", "--system-prompt") and before != "--prompt":
+            raise CommandError(f"{name or 'the first argument'} is empty: give a value, or leave it out")
 
 
 def _explain(error: Exception) -> tuple[str, int]:
@@ -87,7 +112,8 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.strerror:
         named = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
         theirs = FileNotFoundError | FileExistsError | NotADirectoryError | IsADirectoryError | PermissionError
-        return named, USER if isinstance(error, theirs) else MACHINE
+        names = (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
+        return named, USER if isinstance(error, theirs) or error.errno in names else MACHINE
     return f"{type(error).__name__}: {error} (a fault of hdraft; HDRAFT_DEBUG=1 shows where)", MACHINE
 
 
@@ -163,7 +189,6 @@ def demo(
     json_file: JsonFile = None,
 ) -> None:
     """The embedded model, decoding ordinarily and with hdraft: the same tokens, in less time."""
-    _check_writable(json_file)
     from hdraft.demo import PROMPTS
     from hdraft.demo.comparison import read_prompts
     from hdraft.demo.demonstration import demonstrate, load_embedded
@@ -177,16 +202,22 @@ def demo(
     prompts = [prompt for prompt in prompts if not prompt_id or prompt.id in prompt_id][:limit]
     quieten()
     console = _console()
-    comparisons = demonstrate(prompts, *load_embedded(console), console)
-    if json_file is not None:
-        json_file.write_text(json.dumps(as_json(comparisons), indent=1) + "\n", encoding="utf-8")
+    with _promised(json_file) as write:
+        comparisons = demonstrate(prompts, *load_embedded(console), console)
+        write(dump_json(as_json(comparisons), indent=1))
     if not all(comparison.identical for comparison in comparisons):
         raise typer.Exit(MACHINE)
 
 
+def _number(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter("it must be a finite number")
+    return value
+
+
 def _positive(value: float | None) -> float | None:
-    if value is not None and value <= 0:
-        raise typer.BadParameter("it must be above 0")
+    if value is not None and not 0 < value < math.inf:
+        raise typer.BadParameter("it must be a finite number above 0")
     return value
 
 
@@ -209,7 +240,15 @@ def generate(
         typer.Option(help="How a step is run: auto is captured on a GPU, dynamic elsewhere; see docs/generate.md."),
     ] = "auto",
     no_draft: Annotated[bool, typer.Option("--no-draft", help="Decode ordinarily.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="The most tokens to write.")] = 256,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="The most tokens to write.",
+            show_default="256, or as many as the model has room for",
+        ),
+    ] = None,
     do_sample: Annotated[
         bool | None, typer.Option(help="Draw tokens, or take the likeliest; if neither, as the model's settings say.")
     ] = None,
@@ -228,6 +267,9 @@ def generate(
 
     The text comes from --prompt, --prompt-file or standard input.
     """
+    for name, database in (("model", model_database), ("statistics", statistics_database)):
+        if no_draft and database is not None:
+            raise CommandError(f"--{name}-database is for drafting, and --no-draft is without: leave one of them out")
     text = _read_prompt(prompt, prompt_file)
     from torch import manual_seed
 
@@ -238,7 +280,7 @@ def generate(
     quieten()
     target, tokenizer = load_target(model, dtype, device, trust_remote_code)
     input_ids = encode_prompt(tokenizer, text, _template(chat, chat_template)).to(target.device)
-    check_room(target, input_ids.shape[1], max_new_tokens)
+    max_new_tokens = check_room(target, input_ids.shape[1], max_new_tokens, default=256)
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     if not (target.generation_config.do_sample if do_sample is None else do_sample):
         for name in (name for name, value in sampling.items() if value is not None):
@@ -287,7 +329,7 @@ def generate(
                 "seconds_drafting": statistics.seconds_drafting,
             },
         }
-        print(json.dumps(output, ensure_ascii=False))
+        print(dump_json(output), end="")
     else:
         print()
     if stats:
@@ -329,7 +371,7 @@ def build_model(
         raise CommandError("nothing to build from: give --generations, or --model and --prompts")
     if model is not None and len(generations or ()) > 1:
         raise CommandError("with --model, --generations is the one file that keeps its output: give one, or none")
-    from hdraft import building
+    from hdraft import building, storage
     from hdraft.drafting.drafter import vocabulary_size
     from hdraft.loading import load_target, quieten
     from hdraft.terminal import progress
@@ -337,10 +379,12 @@ def build_model(
     console = _console(stderr=True)
     encoder: PreTrainedTokenizerBase | None
     if model is not None and prompts is not None:
+        generations = generations or [output.with_name(f"{output.name}.generations.jsonl")]
+        storage.try_target(output, "model")
+        files.try_folder(generations[0].parent)
         quieten()
         target, encoder = load_target(model, dtype, device, trust_remote_code)
         vocab_size = vocabulary_size(target)
-        generations = generations or [output.with_name(f"{output.name}.generations.jsonl")]
         generations[0].parent.mkdir(parents=True, exist_ok=True)
         with progress(console) as report:
             building.generate_outputs(
@@ -408,8 +452,15 @@ def replay(
         typer.Option(help="The adaptive hierarchy, the published one, prompt lookup, or REST."),
     ] = "hd",
     budget: Annotated[
-        int, typer.Option(min=0, max=4096, metavar="N", help="The most tokens drafted in one step.")
-    ] = 64,
+        int | None,
+        typer.Option(
+            min=0,
+            max=4096,
+            metavar="N",
+            help="The most tokens drafted in one step.",
+            show_default="64, or as many as --cost goes up to",
+        ),
+    ] = None,
     model_database: ModelDatabaseName = None,
     statistics_database: StatisticsDatabaseName = None,
     order: Annotated[
@@ -444,29 +495,28 @@ def replay(
     json_file: JsonFile = None,
 ) -> None:
     """Recorded requests through a drafter: mean accepted tokens, exactly, without a model."""
-    _check_writable(json_file)
     from hdraft.evaluation.replay import replay_files
     from hdraft.terminal import progress
 
-    with _refusals(), progress(_console(stderr=True)) as report:
-        figures = replay_files(
-            traces,
-            method,
-            budget,
-            model_database=model_database,
-            statistics_database=statistics_database,
-            learn=learn,
-            adaptive=adaptive,
-            cost=cost,
-            order=order,
-            level=level,
-            guess=guess,
-            previous_tokens=previous_tokens,
-            progress=lambda done, total: report("replaying", done, total),
-        )
-    if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    _show_scores(figures)
+    with _promised(json_file) as write:
+        with _refusals(), progress(_console(stderr=True)) as report:
+            figures = replay_files(
+                traces,
+                method,
+                budget,
+                model_database=model_database,
+                statistics_database=statistics_database,
+                learn=learn,
+                adaptive=adaptive,
+                cost=cost,
+                order=order,
+                level=level,
+                guess=guess,
+                previous_tokens=previous_tokens,
+                progress=lambda done, total: report("replaying", done, total),
+            )
+        _show_scores(figures)
+        write(dump_json(figures, indent=1))
 
 
 @app.command()
@@ -525,7 +575,10 @@ def bench(
     dtype: Dtype = "auto",
     device: Device = "auto",
     temperature: Annotated[
-        float | None, typer.Option(metavar="X", min=0, help="Of sampling; 0 takes the likeliest.", show_default="0")
+        float | None,
+        typer.Option(
+            metavar="X", min=0, callback=_number, help="Of sampling; 0 takes the likeliest.", show_default="0"
+        ),
     ] = None,
     do_sample: Annotated[
         bool | None, typer.Option("--do-sample/--no-do-sample", help="Draw tokens, at temperature 1 if none is given.")
@@ -561,12 +614,13 @@ def bench(
     from hdraft.evaluation.answering import Setup
     from hdraft.evaluation.bench import bench
     from hdraft.evaluation.methods import OPTIONS, options_of_all
-    from hdraft.evaluation.report import speedup_table
+    from hdraft.evaluation.report import report
     from hdraft.loading import quieten
     from hdraft.terminal import progress
 
     quieten()
     console = _console(stderr=True)
+    files.try_folder(output)
     if model_database is not None and no_model_database:
         raise CommandError("--model-database and --no-model-database contradict each other: leave one out")
     if statistics_database is not None and no_statistics_database:
@@ -575,9 +629,10 @@ def bench(
         from hdraft.demo import MODEL, MODEL_DATABASE
 
         model, dtype = str(MODEL), "float32" if dtype == "auto" else dtype
-        if model_database is None and not no_model_database:
+        taken = {option for name in method or OPTIONS for option in OPTIONS.get(name, ())}
+        if model_database is None and not no_model_database and "model_database" in taken:
             model_database = str(MODEL_DATABASE)
-        if statistics_database is None and not no_statistics_database:
+        if statistics_database is None and not no_statistics_database and "statistics_database" in taken:
             statistics_database = _library(model, console)
     methods = list(dict.fromkeys(method or [name for name in OPTIONS if name != "rest" or statistics_database]))
     if do_sample is False and temperature:
@@ -605,39 +660,44 @@ def bench(
             device=device,
             trust_remote_code=trust_remote_code,
             chat_template=chat_template,
-            system_prompt=system_prompt,
+            system_prompt=None if system_prompt is None else _argument("--system-prompt", system_prompt),
             temperature=temperature if temperature is not None else 1.0 if do_sample else 0.0,
             max_new_tokens=max_new_tokens,
             num_choices=num_choices,
             seed=seed,
             budget=budget,
         )
-        with progress(console) as report:
-            figures = bench(
-                setup,
-                questions or SMALL,
-                output,
-                begin=question_begin,
-                end=question_end,
-                num_workers=num_workers,
-                progress=lambda done, total: report("answering", done, total),
-            )
-    print("\n".join(speedup_table(figures)))
+        try:
+            with progress(console) as show:
+                bench(
+                    setup,
+                    questions or SMALL,
+                    output,
+                    begin=question_begin,
+                    end=question_end,
+                    num_workers=num_workers,
+                    progress=lambda done, total: show("answering", done, total),
+                )
+        except OSError:  # a full disk, say: what was measured until then is shown all the same
+            with suppress(ValueError, OSError):
+                _show_speedups(report(output))
+            raise
+    _show_speedups(report(output))
     print(f"\nspeed-up over vanilla by subtask; all figures in {output / 'report.md'}")
 
 
-@app.command()
-def report(
+@app.command("report")
+def report_again(
     folders: Annotated[
         list[Path], typer.Argument(metavar="DIR...", help="Answers, METHOD.jsonl: of hdraft bench, or of Spec-Bench.")
     ],
 ) -> None:
     """Make the report of hdraft bench again from the answers, in their folder."""
-    from hdraft.evaluation.report import speedup_table, write
+    from hdraft.evaluation.report import report, write
 
     for folder in folders:
-        figures = write(folder)
-        print("\n".join(speedup_table(figures)))
+        _show_speedups(report(folder))
+        write(folder)
         print(f"\nspeed-up over vanilla by subtask; all figures in {folder / 'report.md'}")
 
 
@@ -648,7 +708,9 @@ def _console(*, stderr: bool = False, plain: bool = False) -> "Console":
     """As wide as the terminal; in a pipe, wide enough for every table."""
     from rich.console import Console
 
-    console = Console(stderr=stderr, highlight=False, force_terminal=False if plain else None)
+    console = Console(
+        stderr=stderr, highlight=False, markup=False, emoji=False, force_terminal=False if plain else None
+    )
     if not console.is_terminal:
         console.width = 120
     return console
@@ -667,7 +729,7 @@ def _show_scores(figures: dict[str, Any]) -> None:
     for category, score in figures["categories"].items():
         cells = [f"{score['mat']:.3f}", str(score["steps"]), str(score["tokens"]), f"{score['drafted_per_step']:.1f}"]
         cells += [f"{score['predicted_speedup']:.3f}"] if cost else []
-        table.add_row(category, *cells, *(f"{score['accepted_share'][source]:.0%}" for source in sources))
+        table.add_row(one_line(category), *cells, *(f"{score['accepted_share'][source]:.0%}" for source in sources))
     console, times = _console(), figures["microseconds"]
     console.print(table)
     if cost:
@@ -675,10 +737,17 @@ def _show_scores(figures: dict[str, Any]) -> None:
     console.print(f"microseconds a step: mean {times['mean']:.0f}, p50 {times['p50']:.0f}, p99 {times['p99']:.0f}")
 
 
-def _check_writable(file: Path | None) -> None:
-    """Refuse before the work what could not be written after it."""
-    if file is not None and not file.absolute().parent.is_dir():
-        raise CommandError(f"cannot write {file}: there is no folder {file.parent}")
+def _show_speedups(figures: dict[str, Any]) -> None:
+    from hdraft.evaluation.report import speedup_table
+
+    print("\n".join(speedup_table(figures)), flush=True)
+
+
+@contextmanager
+def _promised(file: Path | None) -> Iterator[Callable[[str], None]]:
+    """What writes a file at the end of the work, tried before it; without a file, what does nothing."""
+    with nullcontext(lambda text: None) if file is None else files.promised(file) as write:
+        yield write
 
 
 def _template(chat: bool, name: str) -> str | None:
@@ -690,13 +759,22 @@ def _read_prompt(prompt: str | None, file: Path | None) -> str:
     if prompt is not None and file is not None:
         raise CommandError("--prompt and --prompt-file are both given: leave one out")
     if prompt is not None:
-        return prompt
+        return _argument("--prompt", prompt)
     if file is None and sys.stdin.isatty():
         raise CommandError("no prompt: give --prompt TEXT, --prompt-file FILE, or standard input")
     try:
-        return (sys.stdin.buffer.read() if file is None else file.read_bytes()).decode()
-    except UnicodeDecodeError:
-        raise CommandError(f"{file or 'standard input'} is not UTF-8 text") from None
+        return decode_text(sys.stdin.buffer.read() if file is None else file.read_bytes())
+    except OSError as error:
+        raise CommandError(f"{file or 'standard input'} cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise CommandError(f"{file or 'standard input'} is {error}") from None
+
+
+def _argument(name: str, text: str) -> str:
+    try:
+        return argument_text(text)
+    except ValueError as error:
+        raise CommandError(f"{name} is {error}") from None
 
 
 def _library(model: str, console: "Console") -> str | None:
@@ -719,3 +797,9 @@ def _vocabulary(name: str | None, vocab_size: int | None, trust_remote_code: boo
     quieten()
     tokenizer, size = load_vocabulary(name, trust_remote_code)
     return tokenizer, vocab_size or size
+
+
+if __name__ == "__main__":
+    from hdraft.cli import main as run  # whose errors are those of hdraft.cli, not of __main__
+
+    run()

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from hdraft.text import check_text, decode_text
+
 _TEMPLATES = Path(__file__).parent / "templates"
 
 TEMPLATES = tuple(sorted(path.stem for path in _TEMPLATES.glob("*.jinja")))
@@ -41,9 +43,14 @@ class Conversation:
         """The prompt of the next turn, as token ids.
 
         Raises:
-            ConversationError: the template fails, or makes nothing of it.
+            ConversationError: the template fails, or makes nothing of it, or it is no text.
         """
         self.messages.append({"role": "user", "content": question})
+        for message in self.messages:
+            try:
+                check_text(message["content"])
+            except ValueError as error:
+                raise ConversationError(f"what the {message['role']} says is {error}") from None
         try:
             encoded = self.tokenizer.apply_chat_template(
                 self.messages, chat_template=self.template, add_generation_prompt=True, return_dict=True
@@ -71,9 +78,9 @@ def _source(tokenizer: Any, name: str) -> str:
         return str(tokenizer.get_chat_template())
     path = _TEMPLATES / f"{name}.jinja" if name in TEMPLATES else Path(name)
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ConversationError(f"the chat template {name} is not UTF-8 text") from None
+        return decode_text(path.read_bytes())
+    except ValueError as error:
+        raise ConversationError(f"the chat template {name!r} is {error}") from None
     except OSError:
         raise ConversationError(
             f"no chat template {name}: give auto, {', '.join(TEMPLATES)}, or a file with a Jinja template"

@@ -12,11 +12,12 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hdraft.conversation import Conversation
-from hdraft.decoding.support import table_limits
+from hdraft.decoding.support import places_left, table_limits
 from hdraft.drafting.drafter import vocabulary_size
 from hdraft.drafting.hierarchy import HierarchyDrafter
 from hdraft.drafting.model import ModelDatabase
 from hdraft.drafting.statistics import StatisticsDatabase
+from hdraft.text import check_text
 
 
 class LoadError(ValueError):
@@ -103,10 +104,14 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, chat_template: 
     """The token ids of a prompt, int64[1, n]; through a chat template, see `Conversation`, as a user's message.
 
     Raises:
-        LoadError, ConversationError: an empty prompt, or no usable chat template.
+        LoadError, ConversationError: an empty prompt, one that is no text, or no usable chat template.
     """
     if not text.strip():
         raise LoadError("the prompt is empty: give at least one word")
+    try:
+        check_text(text)
+    except ValueError as error:
+        raise LoadError(f"the prompt is {error}") from None
     if chat_template is not None:
         return torch.tensor([Conversation(tokenizer, chat_template).ask(text)])
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
@@ -115,26 +120,21 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, chat_template: 
     return ids.long()
 
 
-def places_left(model: PreTrainedModel, prompt_tokens: int) -> int | None:
-    """How many tokens can follow a prompt, where the model has a table of positions; None: as many as there may be."""
-    places = min((limit.positions for limit in table_limits(model)), default=None)
-    if places is None:
-        return None
-    return places + 1 - prompt_tokens if prompt_tokens <= places else 0  # the last token is never read
-
-
-def check_room(model: PreTrainedModel, prompt_tokens: int, max_new_tokens: int) -> None:
-    """Refuse more text than a model with a table of positions has places for.
+def check_room(model: PreTrainedModel, prompt_tokens: int, max_new_tokens: int | None, default: int) -> int:
+    """How many tokens to write at most: as many as asked for, or else the default, or fewer where there is no room.
 
     Raises:
-        LoadError: it says how many tokens can be generated.
+        LoadError: a model with a table of positions has no places for so many; it says for how many.
     """
     left = places_left(model, prompt_tokens)
-    if left is None or max_new_tokens <= left:
-        return
+    most = default if max_new_tokens is None else max_new_tokens
+    if left is None or most <= left:
+        return most
     places = min(limit.positions for limit in table_limits(model))
     if not left:
         raise LoadError(f"the prompt has {prompt_tokens} tokens and the model takes {places}: shorten it")
+    if max_new_tokens is None:
+        return left
     raise LoadError(
         f"the model takes {places} tokens and the prompt has {prompt_tokens}: --max-new-tokens {left} at most"
     )

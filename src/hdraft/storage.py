@@ -31,6 +31,8 @@ from typing import Any, Literal, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
+from hdraft import files
+from hdraft.text import parse_json
 from hdraft.vocabulary import (
     Tokenizer,
     describe_conflict,
@@ -67,6 +69,11 @@ class DatabaseError(ValueError):
 
     Where the machine is at fault (a full disk, say), `__cause__` is the `OSError`.
     """
+
+
+def is_array(name: str) -> bool:
+    """Whether this is the name of a file that holds a database's array."""
+    return name.endswith(".npy") and _OURS.fullmatch(name) is not None
 
 
 def id_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
@@ -271,6 +278,19 @@ def check_target(folder: str | os.PathLike[str], kind: Kind) -> None:
         raise DatabaseError(f"{folder} is not empty and not a database: choose another folder")
 
 
+def try_target(folder: str | os.PathLike[str], kind: Kind) -> None:
+    """Raise `DatabaseError` unless a database of this kind can be written to `folder`: it is tried, and undone."""
+    folder = Path(folder)
+    check_target(folder, kind)
+    try:
+        files.try_folder(folder)
+        if folder.exists():
+            with exclusive(folder):
+                pass
+    except OSError as error:
+        raise DatabaseError(f"cannot write the database {folder}: {describe(error)}") from error
+
+
 def inspect(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a database holds, after comparing every checksum.
 
@@ -301,6 +321,8 @@ def locate(name_or_path: str | os.PathLike[str]) -> Path:
     Raises:
         DatabaseError: neither a folder nor a repository that can be had.
     """
+    if not os.fspath(name_or_path):
+        raise DatabaseError("a database's name is empty: give a folder, or owner/name on the Hugging Face Hub")
     path = Path(name_or_path)
     if path.is_dir():
         return path
@@ -421,12 +443,12 @@ def _manifest_fields(folder: Path) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             text = file.read(_LARGEST_MANIFEST + 1)
-        fields = json.loads(text) if len(text) <= _LARGEST_MANIFEST else None
+        fields = parse_json(text) if len(text) <= _LARGEST_MANIFEST else None
     except FileNotFoundError:
         raise DatabaseError(f"{folder} is not a database: it has no {MANIFEST}") from None
     except OSError as error:
         raise DatabaseError(f"cannot read {path}: {describe(error)}") from error
-    except (ValueError, RecursionError):
+    except ValueError:
         fields = None
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         raise DatabaseError(f"{folder} is not a database: its {MANIFEST} is damaged or of another program")

@@ -64,17 +64,12 @@ def test_two_processes_cannot_write_one_file(tmp_path: Path) -> None:
         pass
 
 
-def test_a_failed_replacement_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "hd.jsonl"
-    path.write_text("old")
-
-    def fail(*_: object) -> None:
-        raise OSError("full")
-
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="full"):
-        answers.replace(path, b"new")
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+OURS = {
+    "output_ids": [[1]],
+    "drafted": [2],
+    "accepted": {"context": [1], "model": [0], "statistics": [0]},
+    "seconds_drafting": [0.1],
+}
 
 
 @pytest.mark.parametrize(
@@ -88,7 +83,16 @@ def test_a_failed_replacement_leaves_the_old_file(tmp_path: Path, monkeypatch: p
         (answer(1, accept_lengths=[1.5]), "must be counts"),
         (answer(1, new_tokens=[10**400]), "must be counts"),
         (answer(1, wall_time=[-1]), "must be seconds"),
-        (answer(1, wall_time=[float("inf")]), "must be seconds"),
+        (answer(1, wall_time=[float("inf")]), "Infinity is no number"),
+        (answer(1, wall_time=[10**400]), "must be seconds"),
+        (answer(1, wall_time=[5e-324]), "some time in all"),
+        (answer(True), '"question_id" or "category" is missing'),
+        (answer(1) | {"category": "all"}, '"question_id" or "category" is missing'),
+        (answer(1) | {"tstamp": float("nan")}, "NaN is no number"),
+        (answer(1, hdraft={"output_ids": [[True]]}), '"hdraft" is not what'),
+        (answer(1, hdraft=OURS | {"accepted": {"context": [1]}}), '"hdraft" is not what'),
+        (answer(1, hdraft=OURS | {"drafted": [10**400]}), '"hdraft" is not what'),
+        (answer(1, hdraft=OURS | {"seconds_drafting": [1e300]}), '"hdraft" is not what'),
         (answer(1, hdraft=None), '"hdraft" is not what'),
         (answer(1, hdraft={}), '"hdraft" is not what'),
         (answer(1, hdraft={"output_ids": [[1]], "drafted": [2]}), '"hdraft" is not what'),

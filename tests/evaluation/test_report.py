@@ -114,6 +114,33 @@ def test_texts_are_compared_turn_by_turn(tmp_path: Path) -> None:
     ]
 
 
+def test_names_from_files_break_no_report(tmp_path: Path) -> None:
+    """Line breaks, what a table is made of, mathematics for matplotlib, and what steers a terminal."""
+    names = ["a\n# b", "|x|", r"$\frac$", "\x1b[31m", "[/x]", "_"]
+    for method in ("vanilla", "$_{"):
+        records = write_answers(tmp_path / f"{method}.jsonl", 10, 0)
+        for record, name in zip(records, names, strict=True):
+            record["category"] = name
+        (tmp_path / f"{method}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    row = {
+        "method": "$_{",
+        "reference": "a\nb",
+        "question_id": 1,
+        "choice": 0,
+        "turn": 0,
+        "position": 3,
+        "logit_gap": None,
+    }
+    (tmp_path / "differences.json").write_text(json.dumps([row]))
+    figures = report.write(tmp_path)
+    assert set(names) < set(figures["methods"]["vanilla"])
+    text = (tmp_path / "report.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("# ")] == ["# Report"]
+    assert all(line.isprintable() for line in text.splitlines()) and "## a # b\n" in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in tables} == {len(names) + 5, 12, 7}
+
+
 def test_answers_that_spec_bench_wrote_are_reported_too(tmp_path: Path) -> None:
     base = write_answers(tmp_path / "vicuna-7b-v1.3-vanilla-float16-temp-0.0.jsonl", 10, 0, ours=False)
     other = write_answers(tmp_path / "vicuna-7b-v1.3-pld-float16.jsonl", 15, 1, ours=False, changed=(5,))

@@ -59,7 +59,7 @@ def _build(
     vocabulary: Vocabulary,
     progress: Progress | None,
 ) -> _Database:
-    storage.check_target(output, kind.kind)  # before the work, not after it
+    storage.try_target(output, kind.kind)  # before the work, not after it
     tokens = read_tokens(paths, vocabulary, progress)
     if progress is not None:
         progress("sorting", 0, len(tokens))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from hdraft import storage
+from hdraft import files, storage
 from hdraft.building import journal
 from hdraft.building.reading import BuildError, PathLike, Progress, check_ids, id_list, json_lines
 from hdraft.conversation import Conversation, ConversationError
@@ -53,7 +53,7 @@ def generate_outputs(
         prompts: `.jsonl` or `.jsonl.gz`, a line a prompt: {"prompt": str} or {"prompt_ids": [int]}.
         output: a `.jsonl` file: new, or begun by an earlier run. A line: {"index": int, "prompt": hash,
             "settings": hash, "output_ids": [int]}.
-        max_new_tokens: the most tokens of an answer.
+        max_new_tokens: the most tokens of an answer; fewer where the model's positions end.
         chat_template: send each `prompt` through a chat template, as a user's message; see `Conversation`.
         drafter: what drafts; by default Hierarchy Drafting that learns from the answers so far.
         progress: called with "generating", prompts finished, prompts.
@@ -70,26 +70,36 @@ def generate_outputs(
     import torch
 
     from hdraft.decoding import generate
+    from hdraft.decoding.support import embedding_weight, places_left
 
     output = Path(output)
     if not output.name.endswith(".jsonl"):
         raise BuildError(f"{output}: the generations' file name must end in .jsonl")
-    todo = _read_prompts(Path(prompts), tokenizer, chat_template, model.config.get_text_config().vocab_size)
+    with _writing(output):
+        files.try_file(output)
+    vocab_size = len(embedding_weight(model))
+    todo = _read_prompts(Path(prompts), tokenizer, chat_template, vocab_size)
+    room = {len(prompt.ids): places_left(model, len(prompt.ids)) for prompt in todo}
+    for prompt in todo:
+        if room[len(prompt.ids)] == 0:
+            raise BuildError(f"{prompt.where}: the prompt has {len(prompt.ids)} tokens, more than the model takes")
     settings = _settings(
         model, tokenizer, {"max_new_tokens": max_new_tokens, "chat_template": chat_template, **options}
     )
-    with _opened(output) as descriptor:
-        finished = _resume(descriptor, output, todo, settings)
-        drafter = drafter or _learning_drafter(model, finished)
+    with _writing(output), journal.opened(output) as descriptor:
+        finished = _resume(descriptor, output, todo, settings, vocab_size)
+        drafter = drafter or _learning_drafter(vocab_size, finished)
         for index, prompt in enumerate(todo[len(finished) :], len(finished)):
             if progress is not None:
                 progress("generating", index, len(todo))
             input_ids = torch.tensor([prompt.ids], device=model.device)
             torch.manual_seed(index)
-            answer = generate(
-                model, input_ids, drafter=drafter, max_new_tokens=max_new_tokens, tokenizer=tokenizer, **options
-            )
-            journal.append(descriptor, _line(index, prompt, settings, answer[0, len(prompt.ids) :].tolist()))
+            left = room[len(prompt.ids)]
+            most = max_new_tokens if left is None else min(max_new_tokens, left)
+            answer = generate(model, input_ids, drafter=drafter, max_new_tokens=most, tokenizer=tokenizer, **options)
+            # an end-of-sequence id that the model has no embedding for is in no database of its vocabulary
+            written = [token for token in answer[0, len(prompt.ids) :].tolist() if token < vocab_size]
+            journal.append(descriptor, output, _line(index, prompt, settings, written))
     if progress is not None:
         progress("generating", len(todo), len(todo))
     return len(todo)
@@ -130,21 +140,18 @@ def _settings(model: "PreTrainedModel", tokenizer: Any, options: dict[str, Any])
 
 
 @contextmanager
-def _opened(output: Path) -> Iterator[int]:
+def _writing(output: Path) -> Iterator[None]:
     try:
-        with journal.opened(output) as descriptor:
-            yield descriptor
+        yield
     except OSError as error:
         raise BuildError(
             f"{output}: cannot be written ({storage.describe(error)}); what is finished is kept"
         ) from error
 
 
-def _learning_drafter(model: "PreTrainedModel", finished: Sequence[Sequence[int]]) -> Drafter:
-    from hdraft.drafting.drafter import vocabulary_size
+def _learning_drafter(vocab_size: int, finished: Sequence[Sequence[int]]) -> Drafter:
     from hdraft.drafting.hierarchy import HierarchyDrafter
 
-    vocab_size = vocabulary_size(model)
     database = ModelDatabase(vocab_size)
     for output_ids in finished:
         database.learn(output_ids)
@@ -156,7 +163,9 @@ def _line(index: int, prompt: _Prompt, settings: str, output_ids: Sequence[int])
     return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
 
 
-def _resume(descriptor: int, output: Path, prompts: Sequence[_Prompt], settings: str) -> list[list[int]]:
+def _resume(
+    descriptor: int, output: Path, prompts: Sequence[_Prompt], settings: str, vocab_size: int
+) -> list[list[int]]:
     """The answers that an earlier run finished; a torn last line is cut off, if it is one of ours."""
     count, whole, torn = journal.whole_lines(output)
     if torn and count < len(prompts):
@@ -170,7 +179,9 @@ def _resume(descriptor: int, output: Path, prompts: Sequence[_Prompt], settings:
             raise BuildError(f"{where}: is not by this model with these settings: choose another file")
         if index >= len(prompts) or record.get("index") != index or record.get("prompt") != prompts[index].hash:
             raise BuildError(f"{where}: answers another prompt than the prompts file has there: choose another file")
-        finished.append(id_list(record.get("output_ids"), where, "output_ids").tolist())
+        output_ids = id_list(record.get("output_ids"), where, "output_ids")
+        check_ids(output_ids, vocab_size, where)
+        finished.append(output_ids.tolist())
     return finished
 
 

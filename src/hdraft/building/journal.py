@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hdraft import storage
+from hdraft import files, storage
 
 
 @contextmanager
@@ -16,22 +16,32 @@ def opened(path: Path) -> Iterator[int]:
         BlockingIOError: another process holds it.
         OSError: it cannot be written.
     """
+    new = not path.exists()
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         with storage.exclusive(path):
             yield descriptor
+    except BaseException:
+        if new and not os.fstat(descriptor).st_size:  # nothing came of it
+            path.unlink(missing_ok=True)
+        raise
     finally:
         os.close(descriptor)
 
 
-def append(descriptor: int, line: bytes) -> None:
-    """Write a line and sync it, or leave the file as it was."""
+def append(descriptor: int, path: Path, line: bytes) -> None:
+    """Write a line and sync it, or leave the file as it was.
+
+    Raises:
+        OSError: it cannot be written; names `path`.
+    """
     size = os.fstat(descriptor).st_size
     try:
-        rest = memoryview(line)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
-        os.fsync(descriptor)
+        with files.naming(path):
+            rest = memoryview(line)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            os.fsync(descriptor)
     except BaseException:
         os.ftruncate(descriptor, size)
         raise

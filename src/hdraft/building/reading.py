@@ -5,12 +5,13 @@ Text is read, tokenized and forgotten a batch at a time, so memory is for the to
     .npy                  1-D integer token ids, documents ended by the end-of-sequence id
     .jsonl, .jsonl.gz     a document a line: {"output_ids": [int]}, {"ids": [int]} or {"text": str}
     .txt, .py             one document in UTF-8; what is not UTF-8 becomes U+FFFD
-    a folder              all of these in it and below it, in the order of their names
+    a folder              all of these in it and below it, in the order of their names, but for databases' own arrays
 """
 
+import codecs
 import gzip
 import io
-import json
+import logging
 import os
 import zlib
 from array import array
@@ -24,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hdraft import storage
+from hdraft.text import parse_json
 
 PathLike = str | os.PathLike[str]
 Ids = npt.NDArray[np.integer]
@@ -36,6 +38,9 @@ SUFFIXES = (".npy", ".jsonl", ".jsonl.gz", ".txt", ".py")
 _BATCH = 1 << 21  # characters tokenized at once
 _PIECE = 1 << 15  # a text file is tokenized in pieces of about this many characters, cut at line ends
 _CHUNK = 1 << 20  # token ids copied from an .npy at once
+_LONGEST_LINE = 1 << 30  # bytes of a line of JSON
+
+_log = logging.getLogger(__name__)
 
 
 class BuildError(ValueError):
@@ -103,10 +108,7 @@ def list_files(paths: PathLike | Sequence[PathLike]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, [paths] if isinstance(paths, str | os.PathLike) else paths):
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file())
-            if not found:
-                raise BuildError(f"{path}: no {', '.join(SUFFIXES)} files in this folder")
-            files += found
+            files += _files_below(path)
         elif not path.exists():
             raise BuildError(f"{path}: no such file or folder")
         elif not path.name.endswith(SUFFIXES):
@@ -114,6 +116,19 @@ def list_files(paths: PathLike | Sequence[PathLike]) -> list[Path]:
         else:
             files.append(path)
     return files
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """The files of a folder; the arrays of a database that lies in it are token ids too, and no text of the user's."""
+    named = sorted(file for file in folder.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file())
+    found = [file for file in named if not storage.is_array(file.name)]
+    databases = {file.parent for file in named if storage.is_array(file.name)}
+    if not found:
+        but = " but a database's arrays" if databases else ""
+        raise BuildError(f"{folder}: no {', '.join(SUFFIXES)} files in this folder{but}")
+    for database in sorted(databases):
+        _log.warning("%s: holds a database, whose arrays are left out", database)
+    return found
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any], int]]:
@@ -126,23 +141,23 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any], int]]:
     try:
         with open(path, "rb") as raw:
             lines: IO[bytes] = gzip.GzipFile(fileobj=raw) if path.name.endswith(".gz") else raw  # type: ignore[assignment]
-            for number, line in enumerate(lines, 1):
-                if line.isspace():
-                    continue
+            while line := lines.readline(_LONGEST_LINE):
+                number += 1
                 where = f"{path}:{number}"
+                if len(line) == _LONGEST_LINE:
+                    raise BuildError(f"{where}: longer than {_LONGEST_LINE} bytes")
+                if not line.removeprefix(codecs.BOM_UTF8).strip():
+                    continue
                 try:
-                    record = json.loads(line)
-                except RecursionError:
-                    raise BuildError(f"{where}: JSON nested too deep") from None
-                except UnicodeDecodeError:
-                    raise BuildError(f"{where}: not UTF-8") from None
+                    record = parse_json(line)
                 except ValueError as error:
-                    raise BuildError(f"{where}: not valid JSON ({error})") from None
+                    raise BuildError(f"{where}: {error}") from None
                 if not isinstance(record, dict):
                     raise BuildError(f"{where}: not a JSON object")
                 yield where, record, raw.tell()
     except (OSError, EOFError, zlib.error) as error:
-        raise BuildError(f"{path}: cannot be read after line {number} ({_reason(error)})") from error
+        after = f" after line {number}" if number else ""
+        raise BuildError(f"{path}: cannot be read{after} ({_reason(error)})") from error
 
 
 def id_list(value: object, where: str, name: str) -> Ids:
@@ -154,7 +169,7 @@ def id_list(value: object, where: str, name: str) -> Ids:
     if value == []:
         return np.empty(0, np.int64)
     ids = None
-    if isinstance(value, list):
+    if isinstance(value, list) and bool not in set(map(type, value)):  # which NumPy would take for 0 and 1
         with suppress(ValueError, OverflowError):  # lists of several lengths; an integer without bound
             ids = np.asarray(value)
     if ids is None or ids.ndim != 1 or ids.dtype.kind not in "iu":

@@ -137,6 +137,14 @@ def table_limits(model: PreTrainedModel) -> list[PositionLimit]:
     return [PositionLimit(end, switch=False)] if end and not rotary else []
 
 
+def places_left(model: PreTrainedModel, prompt_tokens: int) -> int | None:
+    """How many tokens can follow a prompt, where the model has a table of positions; None: as many as there may be."""
+    places = min((limit.positions for limit in table_limits(model)), default=None)
+    if places is None:
+        return None
+    return places + 1 - prompt_tokens if prompt_tokens <= places else 0  # the last token is never read
+
+
 def scaled_modules(model: PreTrainedModel) -> list[nn.Module]:
     """The modules that hold the frequencies of dynamic NTK scaling."""
     return [module for module in model.modules() if "dynamic" in str(getattr(module, "rope_type", ""))]

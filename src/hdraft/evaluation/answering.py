@@ -1,5 +1,6 @@
 """A target and its methods at work on questions: every turn timed, as Spec-Bench times it."""
 
+import math
 import os
 import time
 import uuid
@@ -15,12 +16,13 @@ from transformers.generation.streamers import BaseStreamer
 from hdraft.conversation import Conversation
 from hdraft.decoding import Statistics, generate
 from hdraft.decoding.probe import draft_shape
+from hdraft.decoding.support import places_left
 from hdraft.drafting import Drafter, Source
 from hdraft.drafting.drafter import vocabulary_size
 from hdraft.drafting.hierarchy import HierarchyDrafter
 from hdraft.evaluation.methods import UNDRAFTED, open_drafter
 from hdraft.evaluation.questions import Question, QuestionError
-from hdraft.loading import load_target, places_left
+from hdraft.loading import load_target
 
 WARM_UPS = 3
 """Runs before the clock counts, for each method: kernels are compiled, costs measured."""
@@ -58,6 +60,10 @@ class Setup:
     seed: int = 0
     budget: int = 64
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"the temperature is {self.temperature}: it must be a number, at least 0")
+
     def as_json(self) -> dict[str, Any]:
         """All of it, with paths as texts."""
         return asdict(self, dict_factory=lambda items: {name: _plain(value) for name, value in items})
@@ -93,7 +99,7 @@ class Answerer:
         for drafter in self.drafters.values():
             if isinstance(drafter, HierarchyDrafter) and drafter.learn and drafter.model_database is not None:
                 for output_ids in learned:
-                    drafter.model_database.learn(output_ids)
+                    drafter.model_database.learn_known(output_ids)
 
     def conversation(self) -> Conversation:
         """A conversation in which nothing has been said."""

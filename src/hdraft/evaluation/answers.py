@@ -4,22 +4,24 @@ A line is written whole and synced before the next question is begun; a torn las
 opened. A finished file holds the answers in the order of the questions.
 """
 
-import json
-import math
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hdraft import files
 from hdraft.building import journal
 from hdraft.building.reading import BuildError, json_lines
+from hdraft.drafting import Source
+from hdraft.text import dump_json
 
 Answer = dict[str, Any]
 """A line: `question_id`, `category`, `answer_id`, `model_id`, `choices`, `tstamp`."""
 
 _LISTS = ("turns", "new_tokens", "wall_time", "accept_lengths")
+_SOURCES = {source.name.lower() for source in Source}
+_SHORTEST, _LONGEST = 1e-9, 1e9  # seconds that can be those of an answer
 
 
 class AnswerError(ValueError):
@@ -46,23 +48,27 @@ def read_answers(path: Path) -> list[Answer]:
     return list(answers.values())
 
 
+def is_ours(answer: Answer) -> bool:
+    """Whether `hdraft bench` wrote an answer, with the token ids of each turn."""
+    return all("hdraft" in choice for choice in answer["choices"])
+
+
 def _check(where: str, record: Answer) -> None:
     """Refuse what is not an answer as far as a report reads it."""
-    choices = record.get("choices")
-    if not isinstance(record.get("question_id"), int | str) or not isinstance(record.get("category"), str):
-        raise AnswerError(f'{where}: is no answer of Spec-Bench: "question_id" or "category" is missing')
+    choices, category = record.get("choices"), record.get("category")
+    if type(record.get("question_id")) not in (int, str) or not isinstance(category, str) or category in ("", "all"):
+        raise AnswerError(f'{where}: is no answer of Spec-Bench: "question_id" or "category" is missing, or of no use')
     if not isinstance(choices, list) or not choices or not all(isinstance(choice, dict) for choice in choices):
         raise AnswerError(f'{where}: is no answer of Spec-Bench: "choices" must be a list of objects')
     for choice in choices:
         for name in _LISTS:
             if not isinstance(choice.get(name), list):
                 raise AnswerError(f'{where}: is no answer of Spec-Bench: "{name}" must be a list')
-        counts = (*choice["new_tokens"], *choice["accept_lengths"])
-        if not all(type(number) is int and 0 <= number < 2**31 for number in counts):
+        if not _counts(choice["new_tokens"]) or not _counts(choice["accept_lengths"]):
             raise AnswerError(f"{where}: new_tokens and accept_lengths must be counts of tokens")
-        if not all(type(number) in (int, float) and 0 <= number < math.inf for number in choice["wall_time"]):
+        if not _seconds(choice["wall_time"]):
             raise AnswerError(f"{where}: wall_time must be seconds")
-        if len(choice["new_tokens"]) != len(choice["wall_time"]) or sum(choice["wall_time"]) <= 0:
+        if len(choice["new_tokens"]) != len(choice["wall_time"]) or sum(choice["wall_time"]) < _SHORTEST:
             raise AnswerError(f"{where}: each turn needs its new_tokens and its wall_time, some time in all")
         if "hdraft" in choice and not _is_ours(choice["hdraft"]):
             raise AnswerError(f'{where}: "hdraft" is not what hdraft bench writes: remove the field')
@@ -72,21 +78,30 @@ def _is_ours(fields: Any) -> bool:
     """Whether this is a choice's own field, complete."""
     if not isinstance(fields, dict) or not _lists_of(fields.get("output_ids"), list):
         return False
-    if not all(_lists_of(ids, int) for ids in fields["output_ids"]):
+    if not all(map(_counts, fields["output_ids"])):
         return False
     if "drafted" not in fields:
         return True
     accepted = fields.get("accepted")
     return (
-        _lists_of(fields["drafted"], int)
-        and _lists_of(fields.get("seconds_drafting"), float)
+        _counts(fields["drafted"])
+        and _seconds(fields.get("seconds_drafting"))
         and isinstance(accepted, dict)
-        and all(_lists_of(counts, int) for counts in accepted.values())
+        and accepted.keys() == _SOURCES
+        and all(map(_counts, accepted.values()))
     )
 
 
-def _lists_of(values: Any, kind: type) -> bool:
-    return isinstance(values, list) and all(type(value) is kind for value in values)
+def _counts(values: Any) -> bool:
+    return _lists_of(values, int) and all(0 <= value < 2**31 for value in values)
+
+
+def _seconds(values: Any) -> bool:
+    return _lists_of(values, int, float) and all(0 <= value < _LONGEST for value in values)
+
+
+def _lists_of(values: Any, *kinds: type) -> bool:
+    return isinstance(values, list) and set(map(type, values)) <= set(kinds)
 
 
 class AnswerFile:
@@ -106,13 +121,13 @@ class AnswerFile:
 
     def add(self, answer: Answer) -> None:
         """Append an answer, and sync it."""
-        journal.append(self.descriptor, _line(answer))
+        journal.append(self.descriptor, self.path, _line(answer))
         self.answers[answer["question_id"]] = answer
 
     def sort(self, question_ids: Sequence[int | str]) -> None:
         """Put the answers into the order of the questions, at once or not at all; others stay behind them."""
         order = dict.fromkeys(identity for identity in (*question_ids, *self.answers) if identity in self.answers)
-        replace(self.path, b"".join(_line(self.answers[identity]) for identity in order))
+        files.replace(self.path, b"".join(_line(self.answers[identity]) for identity in order))
 
 
 @contextmanager
@@ -130,19 +145,5 @@ def opened(path: Path) -> Iterator[AnswerFile]:
         raise AnswerError(f"{path}: another process is writing it: wait for it, or choose another --output") from None
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Put `content` in the place of a file, at once or not at all."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-
-
 def _line(answer: Answer) -> bytes:
-    return json.dumps(answer).encode() + b"\n"
+    return dump_json(answer).encode()

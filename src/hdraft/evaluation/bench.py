@@ -7,20 +7,21 @@ Methods take turns, question by question, so that a machine whose speed drifts s
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from hdraft import storage
+from hdraft import files, storage
 from hdraft.evaluation import answers, report
 from hdraft.evaluation.answering import Answerer, Setup, threads_of_each
 from hdraft.evaluation.answers import Answer, AnswerError, AnswerFile
 from hdraft.evaluation.differences import find_differences
 from hdraft.evaluation.machine import accelerator, machine
 from hdraft.evaluation.questions import Question, read_questions
+from hdraft.text import dump_json, parse_json
 
 _DATABASES = ("model_database", "statistics_database")
 _GROWING = ("methods", "contents")  # settings that later runs may add to
@@ -65,34 +66,49 @@ def bench(
         ValueError, OSError: arguments or files that do not go together, or cannot be had.
     """
     everything, selected = read_questions(questions), read_questions(questions, begin, end)
-    output.mkdir(parents=True, exist_ok=True)
     with _held(output), ExitStack() as stack:
         _agree(output / report.SETTINGS, _settings(setup, Path(questions), num_workers))
-        files = {method: stack.enter_context(answers.opened(output / f"{method}.jsonl")) for method in setup.methods}
-        missing = [(each, [name for name in files if each.id not in files[name].answers]) for each in selected]
+        by_method = {name: stack.enter_context(answers.opened(output / f"{name}.jsonl")) for name in setup.methods}
+        for file in by_method.values():
+            if not all(map(answers.is_ours, file.answers.values())):
+                raise AnswerError(f"{file.path} holds answers that hdraft bench did not write: choose another --output")
+        missing = [(each, [name for name in by_method if each.id not in by_method[name].answers]) for each in selected]
         pending = [(question, methods) for question, methods in missing if methods]
-        total = len(selected) * len(files)
+        total = len(selected) * len(by_method)
         done = total - sum(len(methods) for _, methods in pending)
         if pending:
-            for method, answer in _runner(num_workers)(setup, pending, _learned(files)):
-                files[method].add(answer)
+            for method, answer in _runner(num_workers)(setup, pending, _learned(by_method)):
+                by_method[method].add(answer)
                 done += 1
                 if progress is not None:
                     progress(done, total)
-        for file in files.values():
+        for file in by_method.values():
             file.sort([question.id for question in everything])
-        answers.replace(output / report.DIFFERENCES, _dump(find_differences(setup, everything, output)))
+        files.replace(output / report.DIFFERENCES, _dump(find_differences(setup, everything, output)))
         return report.write(output)
 
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Hold a folder against other runs: what they would write there are other settings."""
+    """Hold a folder against other runs, as what they would write there are other settings; made if it is not there.
+
+    A run that fails before anything is answered leaves nothing behind.
+    """
+    created = [each for each in (folder, *folder.parents) if not each.exists()]
+    new = not (folder / report.SETTINGS).exists()
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         with storage.exclusive(folder):
             yield
     except BlockingIOError:
         raise AnswerError(f"another run is writing {folder}: wait for it, or choose another --output") from None
+    except BaseException:
+        if new and not any(folder.glob("*.jsonl")):
+            (folder / report.SETTINGS).unlink(missing_ok=True)
+        for each in created:
+            with suppress(OSError):
+                each.rmdir()
+        raise
 
 
 def answer_here(setup: Setup, pending: Pending, learned: list[list[int]]) -> Iterator[tuple[str, Answer]]:
@@ -115,11 +131,11 @@ def _runner(num_workers: int) -> Run:
     return run
 
 
-def _learned(files: dict[str, AnswerFile]) -> list[list[int]]:
+def _learned(by_method: dict[str, AnswerFile]) -> list[list[int]]:
     """What a learning D_m had taken in when an earlier run stopped."""
-    if "hd" not in files:
+    if "hd" not in by_method:
         return []
-    choices = (choice for answer in files["hd"].answers.values() for choice in answer["choices"])
+    choices = (choice for answer in by_method["hd"].answers.values() for choice in answer["choices"])
     return [output_ids for choice in choices for output_ids in choice["hdraft"]["output_ids"]]
 
 
@@ -154,7 +170,7 @@ def _agree(path: Path, settings: dict[str, Any]) -> None:
         raise AnswerError(f"{path.parent} holds files that are no run of hdraft bench: choose another --output")
     if answered:
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))
+            known = parse_json(path.read_bytes())
             grown = {name: known[name] | settings[name] for name in _GROWING}
         except (ValueError, KeyError, TypeError):
             raise AnswerError(f"{path} is damaged: choose another --output") from None
@@ -166,7 +182,7 @@ def _agree(path: Path, settings: dict[str, Any]) -> None:
             elif name != "question_file" and known.get(name) != value:
                 raise _disagreement(path, name, known.get(name), value)
         settings = settings | grown
-    answers.replace(path, _dump(settings))
+    files.replace(path, _dump(settings))
 
 
 def _disagreement(path: Path, name: str, known: Any, value: Any) -> AnswerError:
@@ -177,4 +193,4 @@ def _disagreement(path: Path, name: str, known: Any, value: Any) -> AnswerError:
 
 
 def _dump(value: Any) -> bytes:
-    return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
+    return dump_json(value, indent=1).encode()

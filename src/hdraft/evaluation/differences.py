@@ -1,5 +1,6 @@
 """Where a method's answers part from ordinary decoding's, and how nearly the target would have gone the other way."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hdraft.evaluation.answering import Answerer, Setup
-from hdraft.evaluation.answers import Answer, read_answers
+from hdraft.evaluation.answers import Answer, is_ours, read_answers
 from hdraft.evaluation.questions import Question
 
 REFERENCES = ("vanilla", "transformers")
@@ -49,6 +50,11 @@ def _at(ids: Sequence[int], position: int) -> int | None:
     return ids[position] if position < len(ids) else None
 
 
+def _known(given: Sequence[Answer], by_id: Mapping[Any, Question]) -> dict[Any, Answer]:
+    """Those that hdraft wrote, to questions that are at hand."""
+    return {each["question_id"]: each for each in given if is_ours(each) and each["question_id"] in by_id}
+
+
 def find_differences(setup: Setup, questions: Sequence[Question], folder: Path) -> list[dict[str, Any]]:
     """The differences of all methods' answers in a folder, with logit gaps; the target is loaded if there are any.
 
@@ -60,7 +66,8 @@ def find_differences(setup: Setup, questions: Sequence[Question], folder: Path) 
     Returns:
         A row each: `method`, `reference`, what `Difference` has, and `logit_gap`.
     """
-    read = {path.stem: {each["question_id"]: each for each in read_answers(path)} for path in folder.glob("*.jsonl")}
+    by_id = {question.id: question for question in questions}
+    read = {path.stem: _known(read_answers(path), by_id) for path in folder.glob("*.jsonl")}
     reference = next((name for name in REFERENCES if name in read), None)
     if reference is None:
         return []
@@ -71,7 +78,6 @@ def find_differences(setup: Setup, questions: Sequence[Question], folder: Path) 
     ]
     if not found:
         return []
-    by_id = {question.id: question for question in questions}
     answerer = Answerer(Setup(**{**vars(setup), "methods": {}}))
     rows = []
     for method, each in found:
@@ -87,7 +93,8 @@ def find_differences(setup: Setup, questions: Sequence[Question], folder: Path) 
 def logit_gap(model: Any, prompt: Tensor, common: Sequence[int], difference: Difference) -> float | None:
     """How far the logit of the reference's token is above that of the method's, by an ordinary pass.
 
-    Near 0 the two were all but equally likely, and rounding decided. None where one of the two had ended.
+    Near 0 the two were all but equally likely, and rounding decided. None where one of the two had ended, or where a
+    logit is no number.
 
     Args:
         model: the target.
@@ -99,4 +106,5 @@ def logit_gap(model: Any, prompt: Tensor, common: Sequence[int], difference: Dif
         return None
     text = torch.cat((prompt, prompt.new_tensor([list(common)])), dim=1)
     logits = model(input_ids=text, use_cache=False).logits[0, -1].float()
-    return float(logits[difference.reference_token] - logits[difference.token])
+    gap = float(logits[difference.reference_token] - logits[difference.token])
+    return gap if math.isfinite(gap) else None

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hdraft import files
+from hdraft.text import one_line
+
 _ALL = "all"
 _SOURCES = {"context": "D_c", "model": "D_m", "statistics": "D_s"}
 _LONGEST = 12  # accepted lengths from here on are one
@@ -25,9 +28,16 @@ def draw(figures: Mapping[str, Any], folder: Path) -> list[str]:
         axes = figure.subplots()
         if plot(methods, axes):
             axes.spines[["top", "right"]].set_visible(False)
-            figure.savefig(folder / f"{name}.png", dpi=120)
+            path = folder / f"{name}.png"
+            with files.naming(path):
+                figure.savefig(path, dpi=120)
             drawn.append(f"{name}.png")
     return drawn
+
+
+def _label(name: str) -> str:
+    """A name from a file as a plot shows it: matplotlib sets what is between dollars as mathematics."""
+    return one_line(name).replace("$", r"\$")
 
 
 def _speedup(methods: Mapping[str, dict[str, Any]], axes: Any) -> bool:
@@ -41,9 +51,9 @@ def _speedup(methods: Mapping[str, dict[str, Any]], axes: Any) -> bool:
     width = 0.8 / max(len(shown), 1)
     for index, (method, rows) in enumerate(shown.items()):
         heights = [rows[name]["speedup_over_vanilla"] or 0 if name in rows else 0 for name in subtasks]
-        axes.bar([place + index * width for place in range(len(subtasks))], heights, width, label=method)
+        axes.bar([place + index * width for place in range(len(subtasks))], heights, width, label=_label(method))
     axes.axhline(1, color=_GREY, linewidth=1)
-    axes.set_xticks([place + width * (len(shown) - 1) / 2 for place in range(len(subtasks))], subtasks)
+    axes.set_xticks([place + width * (len(shown) - 1) / 2 for place in range(len(subtasks))], map(_label, subtasks))
     axes.set_ylabel("speed-up over vanilla")
     if shown:
         axes.legend(ncols=4, fontsize="small", frameon=False)
@@ -58,9 +68,8 @@ def _accepted_lengths(methods: Mapping[str, dict[str, Any]], axes: Any) -> bool:
         for length, count in row["accept_lengths"].items():
             counts[min(int(length), _LONGEST)] += count
         shares = [count / sum(counts) if count else float("nan") for count in counts]  # no point for none
-        axes.plot(
-            range(1, _LONGEST + 1), shares[1:], marker="o", markersize=3, label=f"{method} (MAT {row['mat']:.2f})"
-        )
+        label = f"{_label(method)} (MAT {row['mat']:.2f})"
+        axes.plot(range(1, _LONGEST + 1), shares[1:], marker="o", markersize=3, label=label)
     axes.set_xticks(range(1, _LONGEST + 1), [*map(str, range(1, _LONGEST)), f"{_LONGEST}+"])
     axes.set_xlabel("tokens emitted by a step")
     axes.set_ylabel("share of steps")
@@ -76,7 +85,7 @@ def _sources(methods: Mapping[str, dict[str, Any]], axes: Any) -> bool:
     left = [0.0] * len(shown)
     for source, name in _SOURCES.items():
         widths = [share.get(source, 0.0) for share in shown.values()]
-        axes.barh(list(shown), widths, left=left, label=name)
+        axes.barh(list(map(_label, shown)), widths, left=left, label=name)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.invert_yaxis()
     axes.set_xlabel("share of accepted draft tokens")

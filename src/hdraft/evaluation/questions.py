@@ -3,12 +3,12 @@
 import hashlib
 import http.client
 import os
-import tempfile
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hdraft import files
 from hdraft.building.reading import json_lines
 
 SMALL = Path(__file__).with_name("questions.jsonl")
@@ -91,6 +91,7 @@ def download_questions(path: Path, url: str = URL, sha256: str = SHA256) -> bool
         if hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
             return False
         raise QuestionError(f"{path} is there and is not Spec-Bench's questions: name another file with --questions")
+    files.try_file(path)
     try:
         with urllib.request.urlopen(url, timeout=60) as response:
             content = response.read(BYTES + 1)  # no more than it should be, whatever is sent
@@ -100,15 +101,5 @@ def download_questions(path: Path, url: str = URL, sha256: str = SHA256) -> bool
         ) from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise QuestionError(f"{url} is not the file known here (its checksum differs): nothing was written")
-    with tempfile.NamedTemporaryFile(dir=path.absolute().parent, delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    path.chmod(0o644)
+    files.replace(path, content)
     return True

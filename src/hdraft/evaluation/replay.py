@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from hdraft.drafting import Drafter, DraftTree, Source
 from hdraft.evaluation.calibration import Calibration
-from hdraft.evaluation.costs import cost_curve
+from hdraft.evaluation.costs import BUDGET, cost_curve
 from hdraft.evaluation.machine import machine
 from hdraft.evaluation.methods import method_options, open_drafter
 from hdraft.evaluation.traces import Request, read_traces, vocabulary_of
@@ -119,7 +119,7 @@ class ReplayResult:
 def replay_files(
     traces: Sequence[str | os.PathLike[str]],
     method: str = "hd",
-    budget: int = 64,
+    budget: int | None = None,
     *,
     model_database: str | os.PathLike[str] | None = None,
     statistics_database: str | os.PathLike[str] | None = None,
@@ -137,7 +137,7 @@ def replay_files(
     Args:
         traces: see `read_trace`.
         method: `hd`, `published`, `pld` or `rest`. An option below that it does not use is refused.
-        budget: the most draft tokens a step.
+        budget: the most draft tokens a step; 64 if it is not given, or as many as the cost curve goes up to.
         model_database: D_m, a folder or a name on the Hub (hd, published).
         statistics_database: D_s (hd, published, rest).
         learn: whether finished requests join D_m in memory (hd; by default they do).
@@ -165,10 +165,12 @@ def replay_files(
         previous_tokens=previous_tokens,
         window=0,  # a trace has no logits to run a lookahead branch on
     )
-    if budget < 0:
+    if budget is not None and budget < 0:
         raise ValueError(f"the budget is {budget}: it must be at least 0")
     cost = "gpu" if cost is None and adaptive else cost
     costs = None if cost is None else cost_curve(cost, budget)
+    if budget is None:
+        budget = BUDGET if costs is None else len(costs) - 1
     trace = read_traces(traces)
     drafter = open_drafter(method, options, needed=vocabulary_of(trace))
     result = replay(trace, drafter, budget, costs=costs if adaptive else None, progress=progress)

@@ -5,25 +5,31 @@ new tokens over its wall time, a method's the mean over questions, its speed-up 
 mean of all accept_lengths.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from hdraft.evaluation import answers, plots
+from hdraft import files
+from hdraft.evaluation import plots
 from hdraft.evaluation.answers import Answer, AnswerError, read_answers
 from hdraft.evaluation.methods import OPTIONS
 from hdraft.evaluation.questions import in_subtask_order, subtask
+from hdraft.text import dump_json, one_line, parse_json
 
 SETTINGS = "settings.json"
 DIFFERENCES = "differences.json"
 ALL = "all"
 """The subtask of every question."""
 
-_SETTINGS = frozenset(("model", "dtype", "temperature", "max_new_tokens", "question_file", "machine"))
-_DIFFERENCE = frozenset(("method", "reference", "question_id", "choice", "turn", "position", "logit_gap"))
+_NUMBER, _NAME = (int, float), (str, type(None))
+_SETTINGS = {"model": str, "dtype": str, "temperature": _NUMBER, "max_new_tokens": int, "question_file": str}
+_SETTINGS |= {"machine": dict}
+_MACHINE = {"accelerator": _NAME, "processor": str, "threads": int, "cores": _NUMBER, "torch": str, "transformers": str}
+_DIFFERENCE = {"method": str, "reference": str, "question_id": (int, str), "choice": int, "turn": int, "position": int}
+_DIFFERENCE |= {"logit_gap": (float, type(None))}
 
 Answers = dict[int | str, Answer]
 """By question id."""
@@ -49,9 +55,9 @@ def write(folder: Path) -> dict[str, Any]:
         AnswerError, BuildError: there are no answers in it, or they cannot be read.
     """
     figures = report(folder)
-    answers.replace(folder / "report.json", json.dumps(figures, indent=1).encode() + b"\n")
+    files.replace(folder / "report.json", dump_json(figures, indent=1).encode())
     drawn = plots.draw(figures, folder)
-    answers.replace(folder / "report.md", markdown(figures, drawn).encode(errors="replace"))
+    files.replace(folder / "report.md", markdown(figures, drawn).encode(errors="backslashreplace"))
     return figures
 
 
@@ -61,10 +67,10 @@ def report(folder: Path) -> dict[str, Any]:
     A file `NAME.jsonl` is the answers of a method of that name. `vanilla` is the file that has it as a part of its
     name, as Spec-Bench's own have.
     """
-    files = sorted(folder.glob("*.jsonl"), key=lambda path: (_rank(path.stem), path.stem))
-    if not files:
+    paths = sorted(folder.glob("*.jsonl"), key=lambda path: (_rank(path.stem), path.stem))
+    if not paths:
         raise AnswerError(f"no answers in {folder}: give a folder of METHOD.jsonl files, as hdraft bench writes them")
-    read = {path.stem: {answer["question_id"]: answer for answer in read_answers(path)} for path in files}
+    read = {path.stem: {answer["question_id"]: answer for answer in read_answers(path)} for path in paths}
     read = {method: given for method, given in read.items() if given}
     if not read:
         raise AnswerError(f"the files of answers in {folder} are empty")
@@ -84,9 +90,9 @@ def report(folder: Path) -> dict[str, Any]:
             if chosen:
                 methods[method][name] = _figures(chosen, vanilla, transformers)
     return {
-        "settings": _json(folder / SETTINGS, _SETTINGS),
+        "settings": _settings(folder / SETTINGS),
         "methods": methods,
-        "differences": _json(folder / DIFFERENCES, _DIFFERENCE),
+        "differences": _differences_of(folder / DIFFERENCES),
     }
 
 
@@ -94,21 +100,30 @@ def _rank(method: str) -> int:
     return list(OPTIONS).index(method) if method in OPTIONS else len(OPTIONS)
 
 
-def _json(path: Path, fields: frozenset[str]) -> Any:
-    """A file that `hdraft bench` wrote: an object, or a list of objects, that have these fields; None for no file."""
+def _settings(path: Path) -> Any:
+    return _written(path, lambda each: _has(each, _SETTINGS) and _has(each["machine"], _MACHINE))
+
+
+def _differences_of(path: Path) -> Any:
+    return _written(path, lambda rows: isinstance(rows, list) and all(_has(row, _DIFFERENCE) for row in rows))
+
+
+def _has(value: Any, fields: Mapping[str, Any]) -> bool:
+    """Whether it is an object with these fields, each of its type, and no integer beyond reason."""
+    return isinstance(value, dict) and all(
+        isinstance(value.get(name, ...), kinds) and not (isinstance(value[name], int) and abs(value[name]) >= 2**63)
+        for name, kinds in fields.items()
+    )
+
+
+def _written(path: Path, is_ours: Callable[[Any], bool]) -> Any:
+    """What `hdraft bench` wrote; None for no file."""
     if not path.exists():
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        content = [None]
-    if not all(isinstance(each, dict) and fields <= each.keys() for each in _several(content)):
-        raise AnswerError(f"{path} is not what hdraft bench wrote: remove it, or run hdraft bench again")
-    return content
-
-
-def _several(content: Any) -> list[Any]:
-    return content if isinstance(content, list) else [content]
+    with suppress(ValueError):
+        if is_ours(content := parse_json(path.read_bytes())):
+            return content
+    raise AnswerError(f"{path} is not what hdraft bench wrote: remove it, or run hdraft bench again")
 
 
 def _of(given: Answers, name: str) -> Answers:
@@ -181,7 +196,8 @@ def markdown(figures: Mapping[str, Any], drawn: Sequence[str] = ()) -> str:
     for name in subtasks:
         rows = {method: by_subtask[name] for method, by_subtask in methods.items() if name in by_subtask}
         cells = [[method, *(column(row) for column in _COLUMNS.values())] for method, row in rows.items()]
-        lines += [f"## {'All questions' if name == ALL else name}", "", *_table(["method", *_COLUMNS], cells), ""]
+        title = "All questions" if name == ALL else one_line(name)
+        lines += [f"## {title}", "", *_table(["method", *_COLUMNS], cells), ""]
     lines += _differences(figures["differences"])
     return "\n".join(lines).rstrip() + "\n"
 
@@ -209,10 +225,12 @@ def _conditions(settings: Mapping[str, Any] | None) -> list[str]:
     dtype = "in its own number format" if settings["dtype"] == "auto" else settings["dtype"]
     choice = f"temperature {settings['temperature']:g}" if settings["temperature"] else "greedy"
     return [
-        f"`{Path(settings['model']).name}`, {dtype}, {choice}, at most {settings['max_new_tokens']} new"
-        f" tokens a turn, on {settings['question_file']}; {machine['accelerator'] or machine['processor']},"
-        f" {machine['threads']} of {machine['cores']} cores, torch {machine['torch']}, transformers"
-        f" {machine['transformers']}.",
+        one_line(
+            f"`{Path(settings['model']).name}`, {dtype}, {choice}, at most {settings['max_new_tokens']} new"
+            f" tokens a turn, on {settings['question_file']}; {machine['accelerator'] or machine['processor']},"
+            f" {machine['threads']} of {machine['cores']} cores, torch {machine['torch']}, transformers"
+            f" {machine['transformers']}."
+        ),
         "",
     ]
 
@@ -232,8 +250,8 @@ def _differences(rows: Sequence[Mapping[str, Any]] | None) -> list[str]:
     return [
         "## Where texts part",
         "",
-        f"The first difference of a conversation from `{rows[0]['reference']}`, and by how much the logit of the token"
-        " that it chose there was above the other's.",
+        f"The first difference of a conversation from `{one_line(rows[0]['reference'])}`, and by how much the logit of"
+        " the token that it chose there was above the other's.",
         "",
         *_table(["method", "question", "choice", "turn", "after tokens", "logit gap"], cells),
     ]
@@ -242,7 +260,7 @@ def _differences(rows: Sequence[Mapping[str, Any]] | None) -> list[str]:
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a Markdown table whose first column is text."""
     head = [columns, ["---", *["---:"] * (len(columns) - 1)]]
-    return [f"| {' | '.join(' '.join(cell.replace('|', ' ').split()) for cell in cells)} |" for cells in (*head, *rows)]
+    return [f"| {' | '.join(one_line(cell.replace('|', ' ')) for cell in cells)} |" for cells in (*head, *rows)]
 
 
 def _number(value: float | None, form: str = ".2f") -> str:

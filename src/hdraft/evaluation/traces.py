@@ -1,9 +1,7 @@
 """Traces: requests and the target's recorded greedy output, to be replayed."""
 
-import gzip
 import json
 import os
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from hdraft.building.reading import json_lines
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,47 +52,26 @@ def read_trace(path: str | os.PathLike[str]) -> list[Request]:
     """Read a trace: JSON lines, gzipped or not, `{"id", "category", "prompt_ids": [int], "output_ids": [int]}`.
 
     Raises:
-        ValueError: the first line that is not such a request, by file and line.
-        OSError: the file cannot be read.
+        ValueError: the file cannot be read, or a line is no such request; by file and line.
     """
-    path = Path(path)
-    requests: list[Request] = []
-    number = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for line in file:
-                number += 1
-                if line.strip():
-                    requests.append(_request(line))
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}:{number + 1}: damaged gzip data: {error}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}:{number}: {error}") from None
-    return requests
+    return [_request(where, record) for where, record, _ in json_lines(Path(path))]
 
 
-def _request(line: bytes) -> Request:
-    try:
-        record = json.loads(line.rstrip())
-    except UnicodeDecodeError:
-        raise ValueError("not UTF-8 text") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
-    except RecursionError:
-        raise ValueError("not JSON: nested too deeply") from None
-    if not isinstance(record, dict):
-        raise ValueError("a request must be a JSON object")
+def _request(where: str, record: dict[str, Any]) -> Request:
     for field in ("id", "category", "prompt_ids", "output_ids"):
         if field not in record:
-            raise ValueError(f'the field "{field}" is missing')
-    return Request(str(record["id"]), str(record["category"]), _ids(record, "prompt_ids"), _ids(record, "output_ids"))
+            raise ValueError(f'{where}: the field "{field}" is missing')
+    identity, category = record["id"], record["category"]
+    if type(identity) not in (int, str) or type(category) not in (int, str):
+        raise ValueError(f'{where}: "id" and "category" must each be a text or a number')
+    return Request(str(identity), str(category), _ids(where, record, "prompt_ids"), _ids(where, record, "output_ids"))
 
 
-def _ids(record: dict[str, Any], field: str) -> npt.NDArray[np.int32]:
+def _ids(where: str, record: dict[str, Any], field: str) -> npt.NDArray[np.int32]:
     values = record[field]
     if not isinstance(values, list):
-        raise ValueError(f'"{field}" must be a list of token ids')
+        raise ValueError(f'{where}: "{field}" must be a list of token ids')
     for index, value in enumerate(values):
         if type(value) is not int or not 0 <= value < 2**31:
-            raise ValueError(f'"{field}"[{index}] must be a token id, not {json.dumps(value)[:40]}')
+            raise ValueError(f'{where}: "{field}"[{index}] must be a token id, not {json.dumps(value)[:40]}')
     return np.array(values, np.int32)
