@@ -70,14 +70,15 @@ def generate_outputs(
     import torch
 
     from hdraft.decoding import generate
-    from hdraft.decoding.support import embedding_weight, places_left
+    from hdraft.decoding.support import places_left
+    from hdraft.drafting.drafter import vocabulary_size
 
     output = Path(output)
     if not output.name.endswith(".jsonl"):
         raise BuildError(f"{output}: the generations' file name must end in .jsonl")
     with _writing(output):
         files.try_file(output)
-    vocab_size = len(embedding_weight(model))
+    vocab_size = vocabulary_size(model)
     todo = _read_prompts(Path(prompts), tokenizer, chat_template, vocab_size)
     room = {len(prompt.ids): places_left(model, len(prompt.ids)) for prompt in todo}
     for prompt in todo:
