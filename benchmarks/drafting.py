@@ -16,11 +16,11 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from hdraft.drafting import Drafter
-from hdraft.drafting.baselines import PromptLookupDrafter, RestDrafter
-from hdraft.drafting.hierarchy import HierarchyDrafter
-from hdraft.drafting.model import ModelDatabase
-from hdraft.drafting.published import PublishedDrafter
-from hdraft.drafting.statistics import StatisticsDatabase
+from hdraft.drafting.databases.model import ModelDatabase
+from hdraft.drafting.databases.statistics import StatisticsDatabase
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
+from hdraft.drafting.methods.baselines import PromptLookupDrafter, RestDrafter
+from hdraft.drafting.methods.published import PublishedDrafter
 from hdraft.evaluation.machine import machine
 from hdraft.evaluation.replay import ALL, ReplayResult, replay
 from hdraft.evaluation.traces import read_trace

@@ -1,4 +1,4 @@
-"""What it is worth that a new drafter does not start from nothing (`hdraft.drafting.experience`).
+"""What it is worth that a new drafter does not start from nothing (`hdraft.drafting.hierarchy.experience`).
 
     python benchmarks/first_requests.py TRACE… --vocab-size N [--model-database DIR] [--statistics-database DIR]
 
@@ -15,11 +15,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from hdraft.drafting.experience import Experience
-from hdraft.drafting.hierarchy import HierarchyDrafter
-from hdraft.drafting.mixing import initial_weights
-from hdraft.drafting.model import ModelDatabase
-from hdraft.drafting.statistics import StatisticsDatabase
+from hdraft.drafting.databases.model import ModelDatabase
+from hdraft.drafting.databases.statistics import StatisticsDatabase
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
+from hdraft.drafting.hierarchy.experience import Experience
+from hdraft.drafting.hierarchy.mixing import initial_weights
 from hdraft.evaluation.machine import machine
 from hdraft.evaluation.replay import ALL, Score, replay
 from hdraft.evaluation.traces import Request, read_traces

@@ -19,10 +19,10 @@ import numpy.typing as npt
 from hdraft.decoding import Statistics, generate
 from hdraft.demo import MODEL, MODEL_DATABASE
 from hdraft.drafting import Drafter, DraftSession, DraftTree
-from hdraft.drafting.baselines import LookaheadDrafter
+from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.drafter import UNLIMITED, TokenIds
-from hdraft.drafting.hierarchy import HierarchyDrafter
-from hdraft.drafting.model import ModelDatabase
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
+from hdraft.drafting.methods.baselines import LookaheadDrafter
 from hdraft.evaluation.answering import Answerer, Setup
 from hdraft.evaluation.machine import machine
 from hdraft.evaluation.questions import SMALL, read_questions

@@ -20,8 +20,8 @@ import torch
 from transformers import PreTrainedModel
 
 from hdraft import generate
-from hdraft.decoding.static import StepKind
-from hdraft.decoding.support import restore_frequencies
+from hdraft.decoding.graphed.static_step import StepKind
+from hdraft.decoding.models.support import restore_frequencies
 from hdraft.evaluation.machine import accelerator, machine
 from hdraft.loading import quieten
 

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hdraft import HierarchyDrafter, ModelDatabase, generate
-from hdraft.decoding.static import StepKind
+from hdraft.decoding.graphed.static_step import StepKind
 from hdraft.demo import MODEL, MODEL_DATABASE, PROMPTS
 from hdraft.demo.comparison import read_prompts
 from hdraft.evaluation.machine import accelerator, machine

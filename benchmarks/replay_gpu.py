@@ -34,8 +34,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from hdraft import ModelDatabase, StatisticsDatabase, measure_costs
 from hdraft.building.reading import Vocabulary, read_tokens
 from hdraft.decoding.costs import STATIC_SIZES
-from hdraft.decoding.static import StepKind
-from hdraft.decoding.static_cache import LEAST
+from hdraft.decoding.graphed.static_cache import LEAST
+from hdraft.decoding.graphed.static_step import StepKind
 from hdraft.drafting import Drafter
 from hdraft.evaluation.machine import accelerator, driver, machine
 from hdraft.evaluation.methods import method_options, open_drafter

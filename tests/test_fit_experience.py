@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hdraft.drafting.experience import load
-from hdraft.drafting.mixing import initial_weights
+from hdraft.drafting.hierarchy.experience import load
+from hdraft.drafting.hierarchy.mixing import initial_weights
 
 TOOL = Path(__file__).resolve().parent.parent / "tools" / "fit_experience.py"
 if not TOOL.exists():

@@ -1,4 +1,4 @@
-"""Fit what a new drafter knows before its first request: `src/hdraft/drafting/experience.npz`.
+"""Fit what a new drafter knows before its first request: `src/hdraft/drafting/hierarchy/experience.npz`.
 
     python tools/fit_experience.py --corpus CORPUS --docs DOCS [--check]
 
@@ -26,11 +26,11 @@ from rich.console import Console
 from tokenizers import Tokenizer
 from train_demo_model import format_order, format_problem, read_json_lines, read_source, standard_library_files
 
-from hdraft.drafting.experience import Experience, load
-from hdraft.drafting.hierarchy import HierarchyDrafter
-from hdraft.drafting.mixing import Weights, initial_weights
-from hdraft.drafting.model import ModelDatabase
-from hdraft.drafting.statistics import StatisticsDatabase
+from hdraft.drafting.databases.model import ModelDatabase
+from hdraft.drafting.databases.statistics import StatisticsDatabase
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
+from hdraft.drafting.hierarchy.experience import Experience, load
+from hdraft.drafting.hierarchy.mixing import Weights, initial_weights
 from hdraft.evaluation.replay import ALL, replay
 from hdraft.evaluation.traces import Request
 
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument(
         "--check", action="store_true", help="measure what one half teaches on the other; write nothing"
     )
-    parser.add_argument("--output", type=Path, default=ROOT / "src/hdraft/drafting/experience.npz")
+    parser.add_argument("--output", type=Path, default=ROOT / "src/hdraft/drafting/hierarchy/experience.npz")
     arguments = parser.parse_args()
     console = Console(highlight=False)
     tokenizer = Tokenizer.from_file(str(ROOT / "src/hdraft/demo/model/tokenizer.json"))

@@ -17,29 +17,29 @@ if TYPE_CHECKING:
         stream,
     )
     from hdraft.drafting import Drafter, DraftSession, DraftTree, Source
-    from hdraft.drafting.baselines import LookaheadDrafter, PromptLookupDrafter, RestDrafter
-    from hdraft.drafting.hierarchy import HierarchyDrafter
-    from hdraft.drafting.model import ModelDatabase
-    from hdraft.drafting.published import PublishedDrafter
-    from hdraft.drafting.statistics import StatisticsDatabase
-    from hdraft.storage import DatabaseError
+    from hdraft.drafting.databases.model import ModelDatabase
+    from hdraft.drafting.databases.statistics import StatisticsDatabase
+    from hdraft.drafting.databases.storage import DatabaseError
+    from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
+    from hdraft.drafting.methods.baselines import LookaheadDrafter, PromptLookupDrafter, RestDrafter
+    from hdraft.drafting.methods.published import PublishedDrafter
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    "DatabaseError": "hdraft.storage",
+    "DatabaseError": "hdraft.drafting.databases.storage",
     "DraftSession": "hdraft.drafting",
     "DraftTree": "hdraft.drafting",
     "Drafter": "hdraft.drafting",
-    "HierarchyDrafter": "hdraft.drafting.hierarchy",
-    "LookaheadDrafter": "hdraft.drafting.baselines",
-    "ModelDatabase": "hdraft.drafting.model",
-    "PromptLookupDrafter": "hdraft.drafting.baselines",
-    "PublishedDrafter": "hdraft.drafting.published",
-    "RestDrafter": "hdraft.drafting.baselines",
+    "HierarchyDrafter": "hdraft.drafting.hierarchy.drafter",
+    "LookaheadDrafter": "hdraft.drafting.methods.baselines",
+    "ModelDatabase": "hdraft.drafting.databases.model",
+    "PromptLookupDrafter": "hdraft.drafting.methods.baselines",
+    "PublishedDrafter": "hdraft.drafting.methods.published",
+    "RestDrafter": "hdraft.drafting.methods.baselines",
     "Source": "hdraft.drafting",
     "Statistics": "hdraft.decoding",
-    "StatisticsDatabase": "hdraft.drafting.statistics",
+    "StatisticsDatabase": "hdraft.drafting.databases.statistics",
     "StreamedToken": "hdraft.decoding",
     "UnsupportedError": "hdraft.decoding",
     "custom_generate": "hdraft.decoding",

@@ -371,7 +371,8 @@ def build_model(
         raise CommandError("nothing to build from: give --generations, or --model and --prompts")
     if model is not None and len(generations or ()) > 1:
         raise CommandError("with --model, --generations is the one file that keeps its output: give one, or none")
-    from hdraft import building, storage
+    from hdraft import building
+    from hdraft.drafting.databases import storage
     from hdraft.drafting.drafter import vocabulary_size
     from hdraft.loading import load_target, quieten
     from hdraft.terminal import progress
@@ -432,7 +433,7 @@ def inspect(
     """What a database holds; verifies its checksums."""
     from rich.table import Table
 
-    from hdraft import storage
+    from hdraft.drafting.databases import storage
 
     held = storage.inspect(database)
     table = Table(show_header=False, box=None)

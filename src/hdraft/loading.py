@@ -12,11 +12,11 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hdraft.conversation import Conversation
-from hdraft.decoding.support import places_left, table_limits
+from hdraft.decoding.models.support import places_left, table_limits
+from hdraft.drafting.databases.model import ModelDatabase
+from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.drafter import vocabulary_size
-from hdraft.drafting.hierarchy import HierarchyDrafter
-from hdraft.drafting.model import ModelDatabase
-from hdraft.drafting.statistics import StatisticsDatabase
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.text import check_text
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from hdraft.building import BuildError, build_model, build_statistics
-from hdraft.drafting.model import ModelDatabase
-from hdraft.drafting.statistics import StatisticsDatabase
-from hdraft.storage import DatabaseError
+from hdraft.drafting.databases.model import ModelDatabase
+from hdraft.drafting.databases.statistics import StatisticsDatabase
+from hdraft.drafting.databases.storage import DatabaseError
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hdraft.building import BuildError, build_model, generate_outputs
 from hdraft.drafting.drafter import DraftSession
-from hdraft.drafting.hierarchy import HierarchyDrafter
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 
 PROMPTS = [[5, 6, 7], [8, 9], [5, 6, 7], [1, 2, 3, 4], [9], [30, 31]]
 

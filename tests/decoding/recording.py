@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from hdraft.decoding.graphs import capture
+from hdraft.decoding.graphed.capture import capture
 
 aten = torch.ops.aten
 WAITS = {
@@ -89,7 +89,7 @@ def _memory(tensor: Tensor) -> int:
 
 
 def record(run: Callable[[], None], device: torch.device, pool: Any) -> Callable[[], None]:
-    """In the place of `hdraft.decoding.graphs.capture`, where there are no graphs."""
+    """In the place of `hdraft.decoding.graphed.capture.capture`, where there are no graphs."""
     if device.type == "cuda":
         return capture(run, device, pool)
     recording = Recording()

@@ -9,9 +9,10 @@ import torch
 from architectures import NEW, PROMPT, VOCABULARY, build
 from transformers import MaxTimeCriteria, StoppingCriteriaList
 
-from hdraft.decoding import custom_generate, generate, static, stream
+from hdraft.decoding import custom_generate, generate, stream
+from hdraft.decoding.graphed import static_step as static
 from hdraft.drafting import DraftTree
-from hdraft.drafting.hierarchy import HierarchyDrafter
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 
 generating = importlib.import_module("hdraft.decoding.generate")
 

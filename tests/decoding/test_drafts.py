@@ -10,10 +10,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hdraft.building import generate_outputs
 from hdraft.decoding import Statistics, generate, stream
 from hdraft.drafting import DraftTree
-from hdraft.drafting.baselines import LookaheadDrafter, PromptLookupDrafter
-from hdraft.drafting.hierarchy import HierarchyDrafter
-from hdraft.drafting.model import ModelDatabase
-from hdraft.drafting.published import PublishedDrafter
+from hdraft.drafting.databases.model import ModelDatabase
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
+from hdraft.drafting.methods.baselines import LookaheadDrafter, PromptLookupDrafter
+from hdraft.drafting.methods.published import PublishedDrafter
 
 LOG = "hdraft.decoding.drafts"
 

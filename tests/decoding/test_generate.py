@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria, Te
 from transformers.generation.streamers import BaseStreamer
 
 from hdraft.decoding import GrowingCache, Statistics, custom_generate, generate, measure_costs, stream
-from hdraft.drafting.hierarchy import HierarchyDrafter
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.drafting.tree import DraftTree
 
 

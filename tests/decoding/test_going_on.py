@@ -9,8 +9,8 @@ from architectures import PROMPT, SWITCH, VOCABULARY, build
 from oracle import OracleDrafter
 
 from hdraft.decoding import GrowingCache, Statistics, generate
-from hdraft.decoding.names import output_cache_field
-from hdraft.decoding.support import restore_frequencies
+from hdraft.decoding.models.names import output_cache_field
+from hdraft.decoding.models.support import restore_frequencies
 
 NAMES = ["llama", "mistral-sliding", "gemma3", "phi3-longrope", "llama-dynamic-ntk", "bloom", "gpt2"]
 

@@ -8,9 +8,9 @@ from architectures import VOCABULARY, build
 from test_lossless import SAMPLING, prompt, seeded
 
 from hdraft.decoding import Statistics, UnsupportedError, generate, stream
-from hdraft.drafting.baselines import LookaheadDrafter
-from hdraft.drafting.lookahead import LookaheadBranch
-from hdraft.drafting.published import PublishedDrafter
+from hdraft.drafting.methods.baselines import LookaheadDrafter
+from hdraft.drafting.methods.lookahead_branch import LookaheadBranch
+from hdraft.drafting.methods.published import PublishedDrafter
 
 LEVEL, WINDOW, GUESS = 4, 5, 3
 Pool = dict[int, list[tuple[int, ...]]]

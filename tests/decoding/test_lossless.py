@@ -11,10 +11,10 @@ from oracle import OracleDrafter
 from recording import record
 
 from hdraft.decoding import Statistics, UnsupportedError, generate
-from hdraft.decoding.probe import draft_shape, probe
-from hdraft.decoding.support import known_shape, restore_frequencies
-from hdraft.drafting.hierarchy import HierarchyDrafter
-from hdraft.drafting.published import PublishedDrafter
+from hdraft.decoding.models.probe import draft_shape, probe
+from hdraft.decoding.models.support import known_shape, restore_frequencies
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
+from hdraft.drafting.methods.published import PublishedDrafter
 
 SAMPLING = {
     "temperature": {"do_sample": True, "temperature": 0.7},
@@ -60,7 +60,7 @@ def compare(model, ids, options, drafter_seed=0, new=NEW, step=None):
 @pytest.mark.parametrize("options", [{}, SAMPLING["all"]], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("name, attention", TABLE)
 def test_same_tokens(name, attention, options, step, monkeypatch):
-    monkeypatch.setattr("hdraft.decoding.static.capture", record)
+    monkeypatch.setattr("hdraft.decoding.graphed.static_step.capture", record)
     model = build(name, attention)
     shape = draft_shape(model)
     assert shape == ("chain" if name in CHAINS else "tree")

@@ -8,7 +8,7 @@ from architectures import PROMPT, VOCABULARY, build
 from oracle import OracleDrafter
 
 from hdraft.decoding import generate, logs, measure_costs, stream
-from hdraft.drafting.hierarchy import HierarchyDrafter
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 
 accelerate = pytest.importorskip("accelerate")
 

@@ -10,8 +10,9 @@ from architectures import PROMPT, SMALL, VOCABULARY, build
 from oracle import OracleDrafter
 from transformers import DynamicCache, GenerationConfig
 
-from hdraft.decoding import UnsupportedError, custom_generate, generate, options, support
+from hdraft.decoding import UnsupportedError, custom_generate, generate, options
 from hdraft.decoding.masks import layer_spans
+from hdraft.decoding.models import support
 
 WAY_OUT = re.compile(
     r"model\.generate|model\.module|leave it out|call (it|generate) once for each|heal_tokens|hdraft\.generate|load "

@@ -10,7 +10,7 @@ from oracle import OracleDrafter
 
 from hdraft.decoding import Statistics, UnsupportedError, generate
 from hdraft.drafting.drafter import vocabulary_size
-from hdraft.drafting.hierarchy import HierarchyDrafter
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
 TEXT = SMALL | {"head_dim": 16, "rope_parameters": MROPE, "sliding_window": None}

@@ -6,8 +6,8 @@ from architectures import PROMPT, VOCABULARY, build, build_tokenizer
 from oracle import OracleDrafter
 
 from hdraft.decoding import Statistics, custom_generate, generate, stream
-from hdraft.decoding.names import output_cache_field
-from hdraft.drafting.hierarchy import HierarchyDrafter
+from hdraft.decoding.models.names import output_cache_field
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 
 
 def prompt(seed=5):

@@ -12,8 +12,8 @@ from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TextIteratorStreamer
 
 from hdraft.decoding import Statistics, StreamedToken, UnsupportedError, generate, stream
+from hdraft.decoding.models.support import restore_frequencies
 from hdraft.decoding.stream import TextPieces
-from hdraft.decoding.support import restore_frequencies
 from hdraft.drafting.tree import Source
 
 

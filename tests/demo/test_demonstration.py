@@ -14,8 +14,8 @@ from hdraft.demo.comparison import Prompt, compare, read_prompts
 from hdraft.demo.demonstration import demonstrate
 from hdraft.demo.figures import as_json
 from hdraft.drafting import Source
-from hdraft.drafting.baselines import PromptLookupDrafter
-from hdraft.drafting.hierarchy import HierarchyDrafter
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
+from hdraft.drafting.methods.baselines import PromptLookupDrafter
 
 TWO = [Prompt("first", "code", TEXT * 3, 40), Prompt("second", "text", "a\nb\nc\nd\ne\nf", 24)]
 

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hdraft.drafting import UNLIMITED, Drafter, DraftTree, Source
-from hdraft.drafting.baselines import PromptLookupDrafter, RestDrafter
-from hdraft.drafting.hierarchy import HierarchyDrafter
-from hdraft.drafting.model import ModelDatabase
-from hdraft.drafting.published import PublishedDrafter
-from hdraft.drafting.statistics import StatisticsDatabase
+from hdraft.drafting.databases.model import ModelDatabase
+from hdraft.drafting.databases.statistics import StatisticsDatabase
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
+from hdraft.drafting.methods.baselines import PromptLookupDrafter, RestDrafter
+from hdraft.drafting.methods.published import PublishedDrafter
 
 VOCAB = 12
 EOS = 0

@@ -25,7 +25,7 @@ kept = _first_outside._cache.cache_path
 print("compiled" if _first_outside.stats.cache_misses else "loaded", kept)
 """
 
-ALL = "import hdraft.drafting.hierarchy" + ONE
+ALL = "import hdraft.drafting.hierarchy.drafter" + ONE
 BOTH = ONE.replace("np.int32", "np.int64") + ONE
 
 

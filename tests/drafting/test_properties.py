@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hdraft.drafting.database import Database
-from hdraft.drafting.model import ModelDatabase
-from hdraft.drafting.statistics import StatisticsDatabase
-from hdraft.drafting.suffixes import SuffixArray, narrow, occurrences, token_at
+from hdraft.drafting.databases.database import Database
+from hdraft.drafting.databases.model import ModelDatabase
+from hdraft.drafting.databases.statistics import StatisticsDatabase
+from hdraft.drafting.databases.suffixes import SuffixArray, narrow, occurrences, token_at
 
 VOCAB, LONGEST = 6, 16
 Ids = list[int]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
-from pkgutil import iter_modules
+from pkgutil import walk_packages
 from types import ModuleType
 from typing import Any
 
@@ -16,11 +16,12 @@ import pytest
 from numba.core.dispatcher import Dispatcher
 
 from hdraft import drafting
-from hdraft.drafting import context, hierarchy, sorting
-from hdraft.drafting.hierarchy import HierarchyDrafter, advance_and_grow
+from hdraft.drafting.databases import context, sorting
+from hdraft.drafting.databases.model import ModelDatabase
+from hdraft.drafting.databases.statistics import StatisticsDatabase
+from hdraft.drafting.hierarchy import drafter as hierarchy
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter, advance_and_grow
 from hdraft.drafting.kernel import specialised
-from hdraft.drafting.model import ModelDatabase
-from hdraft.drafting.statistics import StatisticsDatabase
 
 VOCAB, EOS = 500, 0
 BUDGET, MAX_DEPTH = 16, 24
@@ -79,7 +80,8 @@ def test_eight_threads_draft_whole_trees_and_accept_as_much_as_one_after_another
 
 
 def test_every_kernel_is_compiled_to_run_without_the_lock() -> None:
-    modules = [import_module(f"{drafting.__name__}.{module.name}") for module in iter_modules(drafting.__path__)]
+    found = walk_packages(drafting.__path__, f"{drafting.__name__}.")
+    modules = [import_module(module.name) for module in found if not module.ispkg]
     kernels = [value for module in modules for value in vars(module).values() if isinstance(value, Dispatcher)]
     assert len(kernels) > 30
     assert [kernel.py_func.__qualname__ for kernel in kernels if not kernel.targetoptions.get("nogil")] == []

@@ -41,7 +41,7 @@ def main() -> None:
             "num_speculative_tokens": 8,
         },
     )
-    from hdraft.drafting.hierarchy import HierarchySession
+    from hdraft.drafting.hierarchy.drafter import HierarchySession
 
     engine: Any = llm.llm_engine
     runner = engine.model_executor.driver_worker.worker.model_runner

@@ -17,10 +17,10 @@ from numba.core.dispatcher import Dispatcher
 
 from hdraft import drafting
 from hdraft.demo import MODEL, MODEL_DATABASE
-from hdraft.drafting.hierarchy import HierarchySession
-from hdraft.drafting.model import ModelDatabase
+from hdraft.drafting.databases.model import ModelDatabase
+from hdraft.drafting.databases.storage import DatabaseError
+from hdraft.drafting.hierarchy.drafter import HierarchySession
 from hdraft.engines.vllm import HierarchyProposer, _Load
-from hdraft.storage import DatabaseError
 
 WORDS = 12  # tokens of a request's own alphabet
 

@@ -9,7 +9,7 @@ from tiny_model import TEXT, save_tiny_model
 from transformers import AutoTokenizer
 
 from hdraft.building import build_statistics
-from hdraft.drafting.model import ModelDatabase
+from hdraft.drafting.databases.model import ModelDatabase
 
 CHAT = "{% for m in messages %}{{ m['role'] ~ ': ' ~ m['content'] ~ '\n' }}{% endfor %}assistant:"
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from tiny_model import save_tiny_model
 
-from hdraft.drafting.hierarchy import HierarchyDrafter
-from hdraft.drafting.statistics import StatisticsDatabase
+from hdraft.drafting.databases.statistics import StatisticsDatabase
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.evaluation.costs import CURVES, cost_curve
 from hdraft.evaluation.traces import Request, read_traces
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hdraft.drafting.budget import BudgetRule
+from hdraft.drafting.hierarchy.budget import BudgetRule
 from hdraft.evaluation.costs import CURVES, MEASURED, cost_curve
 
 

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hdraft.drafting import UNLIMITED, DraftTree, Source, TokenIds
-from hdraft.drafting.baselines import PromptLookupDrafter, RestDrafter
-from hdraft.drafting.hierarchy import HierarchyDrafter
-from hdraft.drafting.model import ModelDatabase
-from hdraft.drafting.published import PublishedDrafter
-from hdraft.drafting.statistics import StatisticsDatabase
+from hdraft.drafting.databases.model import ModelDatabase
+from hdraft.drafting.databases.statistics import StatisticsDatabase
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
+from hdraft.drafting.methods.baselines import PromptLookupDrafter, RestDrafter
+from hdraft.drafting.methods.published import PublishedDrafter
 from hdraft.evaluation.replay import accepted_path, replay
 from hdraft.evaluation.traces import Request, read_trace
 

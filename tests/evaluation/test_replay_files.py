@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hdraft.drafting.model import ModelDatabase
-from hdraft.drafting.statistics import StatisticsDatabase
+from hdraft.drafting.databases.model import ModelDatabase
+from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.evaluation.replay import replay_files
 
 TEXT = [5, 6, 7, 8, 9, 4, 3] * 6

@@ -32,12 +32,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from hdraft import storage
 from hdraft.building.reading import BuildError, Vocabulary, read_tokens
 from hdraft.conversation import Conversation, ConversationError
-from hdraft.drafting.hierarchy import HierarchyDrafter
-from hdraft.drafting.model import ModelDatabase
-from hdraft.drafting.statistics import StatisticsDatabase
+from hdraft.drafting.databases import storage
+from hdraft.drafting.databases.model import ModelDatabase
+from hdraft.drafting.databases.statistics import StatisticsDatabase
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.evaluation import answers, report
 from hdraft.evaluation.costs import cost_curve
 from hdraft.evaluation.questions import QuestionError, read_questions

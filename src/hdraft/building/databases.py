@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from hdraft import storage
 from hdraft.building.reading import PathLike, Progress, Vocabulary, read_tokens
-from hdraft.drafting.database import Database
-from hdraft.drafting.model import ModelDatabase
-from hdraft.drafting.statistics import StatisticsDatabase
+from hdraft.drafting.databases import storage
+from hdraft.drafting.databases.database import Database
+from hdraft.drafting.databases.model import ModelDatabase
+from hdraft.drafting.databases.statistics import StatisticsDatabase
 
 _Database = TypeVar("_Database", bound=Database)
 

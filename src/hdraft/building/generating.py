@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from hdraft import files, storage
+from hdraft import files
 from hdraft.building import journal
 from hdraft.building.reading import BuildError, PathLike, Progress, check_ids, id_list, json_lines
 from hdraft.conversation import Conversation, ConversationError
+from hdraft.drafting.databases import storage
+from hdraft.drafting.databases.model import ModelDatabase
+from hdraft.drafting.databases.vocabulary import tokenizer_fingerprint
 from hdraft.drafting.drafter import Drafter
-from hdraft.drafting.model import ModelDatabase
-from hdraft.vocabulary import tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,7 +71,7 @@ def generate_outputs(
     import torch
 
     from hdraft.decoding import generate
-    from hdraft.decoding.support import places_left
+    from hdraft.decoding.models.support import places_left
     from hdraft.drafting.drafter import vocabulary_size
 
     output = Path(output)
@@ -151,7 +152,7 @@ def _writing(output: Path) -> Iterator[None]:
 
 
 def _learning_drafter(vocab_size: int, finished: Sequence[Sequence[int]]) -> Drafter:
-    from hdraft.drafting.hierarchy import HierarchyDrafter
+    from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 
     database = ModelDatabase(vocab_size)
     for output_ids in finished:

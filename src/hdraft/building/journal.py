@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hdraft import files, storage
+from hdraft import files
+from hdraft.drafting.databases import storage
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hdraft import storage
+from hdraft.drafting.databases import storage
 from hdraft.text import parse_json
 
 PathLike = str | os.PathLike[str]

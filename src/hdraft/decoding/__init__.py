@@ -3,10 +3,10 @@
 from hdraft.decoding.cache import GrowingCache
 from hdraft.decoding.costs import measure_costs
 from hdraft.decoding.generate import custom_generate, generate
-from hdraft.decoding.static import StepKind
-from hdraft.decoding.statistics import Statistics
+from hdraft.decoding.graphed.static_step import StepKind
+from hdraft.decoding.models.support import UnsupportedError
+from hdraft.decoding.stats import Statistics
 from hdraft.decoding.stream import StreamedToken, stream
-from hdraft.decoding.support import UnsupportedError
 
 __all__ = [
     "GrowingCache",

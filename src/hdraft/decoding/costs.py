@@ -8,12 +8,12 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
-from hdraft.decoding.probe import draft_shape
-from hdraft.decoding.ranks import check_processes
-from hdraft.decoding.static import StepKind, default_step
-from hdraft.decoding.support import input_device
+from hdraft.decoding.graphed.static_step import StepKind, default_step
+from hdraft.decoding.models.probe import draft_shape
+from hdraft.decoding.models.ranks import check_processes
+from hdraft.decoding.models.support import input_device
+from hdraft.decoding.models.wrappers import unwrapped
 from hdraft.decoding.target import Target
-from hdraft.decoding.wrappers import unwrapped
 from hdraft.drafting.tree import DraftTree
 
 SIZES = (0, 64, 16, 4, 32, 8, 1, 2)

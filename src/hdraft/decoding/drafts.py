@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hdraft.drafting.drafter import Drafter, DraftSession, TokenIds
-from hdraft.drafting.lookahead import LookaheadBranch
+from hdraft.drafting.methods.lookahead_branch import LookaheadBranch
 from hdraft.drafting.tree import DraftTree
 
 NO_DRAFT = DraftTree.empty()

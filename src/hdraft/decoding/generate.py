@@ -23,12 +23,17 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from hdraft.decoding.adapters import base_model, check_adapters
 from hdraft.decoding.cache import GrowingCache
 from hdraft.decoding.clock import off_the_clock
 from hdraft.decoding.costs import measure_costs
+from hdraft.decoding.graphed.static_step import StepKind, default_step
 from hdraft.decoding.loop import Step, draft_and_verify
-from hdraft.decoding.names import note_version, output_cache_field
+from hdraft.decoding.models.adapters import base_model, check_adapters
+from hdraft.decoding.models.names import note_version, output_cache_field
+from hdraft.decoding.models.probe import draft_shape
+from hdraft.decoding.models.ranks import Ranks, check_processes, ranks_of
+from hdraft.decoding.models.support import check_model, input_device
+from hdraft.decoding.models.wrappers import unwrapped
 from hdraft.decoding.options import (
     check_arguments,
     check_lookahead,
@@ -40,16 +45,11 @@ from hdraft.decoding.options import (
     take_cache,
     text_positions,
 )
-from hdraft.decoding.probe import draft_shape
-from hdraft.decoding.ranks import Ranks, check_processes, ranks_of
-from hdraft.decoding.static import StepKind, default_step
-from hdraft.decoding.statistics import Statistics
-from hdraft.decoding.support import check_model, input_device
+from hdraft.decoding.stats import Statistics
 from hdraft.decoding.target import Target
 from hdraft.decoding.verification import Argmax, Processed
-from hdraft.decoding.wrappers import unwrapped
-from hdraft.drafting.budget import BudgetRule
 from hdraft.drafting.drafter import UNLIMITED, Drafter
+from hdraft.drafting.hierarchy.budget import BudgetRule
 
 Output = Tensor | GenerateDecoderOnlyOutput
 Steps = Generator[Step, None, Output]

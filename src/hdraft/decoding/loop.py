@@ -14,7 +14,7 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from hdraft.decoding.drafts import NO_DRAFT, Drafts
-from hdraft.decoding.statistics import Statistics
+from hdraft.decoding.stats import Statistics
 from hdraft.decoding.target import Target
 from hdraft.decoding.verification import Choice, most_likely, verify
 from hdraft.drafting.drafter import Drafter

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from hdraft.decoding.support import UnsupportedError
+from hdraft.decoding.models.support import UnsupportedError
 from hdraft.drafting.kernel import kernel
 from hdraft.drafting.tree import DraftTree
 

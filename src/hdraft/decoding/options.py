@@ -13,8 +13,8 @@ from transformers import Cache, GenerationConfig, PreTrainedModel
 
 from hdraft.decoding.cache import GrowingCache
 from hdraft.decoding.logs import say_once
-from hdraft.decoding.names import CACHE, generate_arguments, may_take, takes
-from hdraft.decoding.support import Shape, UnsupportedError, rope_limits
+from hdraft.decoding.models.names import CACHE, generate_arguments, may_take, takes
+from hdraft.decoding.models.support import Shape, UnsupportedError, rope_limits
 from hdraft.drafting.drafter import Drafter, vocabulary_size
 
 

@@ -10,11 +10,11 @@ import numpy.typing as npt
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hdraft.decoding.adapters import PER_REQUEST
 from hdraft.decoding.generate import Steps, call, starter
-from hdraft.decoding.static import StepKind
-from hdraft.decoding.statistics import Statistics
-from hdraft.decoding.support import UnsupportedError
+from hdraft.decoding.graphed.static_step import StepKind
+from hdraft.decoding.models.adapters import PER_REQUEST
+from hdraft.decoding.models.support import UnsupportedError
+from hdraft.decoding.stats import Statistics
 from hdraft.drafting.drafter import Drafter
 from hdraft.drafting.tree import Source
 

@@ -12,16 +12,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hdraft.decoding.cache import NO_TOKENS, GrowingCache
-from hdraft.decoding.compiling import is_compiled, uncompiled
 from hdraft.decoding.drafts import NO_DRAFT
-from hdraft.decoding.experts import decoding, most_rows
+from hdraft.decoding.graphed.model_state import model_state
+from hdraft.decoding.graphed.static_step import StaticStep, StepKind, give_back, padded, take
 from hdraft.decoding.logs import logger, say_once
 from hdraft.decoding.masks import Span, layer_spans, tree_mask
-from hdraft.decoding.names import cache_argument, prepared_cache_argument, takes
-from hdraft.decoding.ranks import ranks_of
-from hdraft.decoding.state import model_state
-from hdraft.decoding.static import StaticStep, StepKind, give_back, padded, take
-from hdraft.decoding.support import (
+from hdraft.decoding.models.compiling import is_compiled, uncompiled
+from hdraft.decoding.models.experts import decoding, most_rows
+from hdraft.decoding.models.names import cache_argument, prepared_cache_argument, takes
+from hdraft.decoding.models.ranks import ranks_of
+from hdraft.decoding.models.support import (
     PositionLimit,
     Shape,
     embedding_weight,

@@ -12,7 +12,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from hdraft.decoding.clock import running, set_back
-from hdraft.decoding.ranks import ALONE, Ranks
+from hdraft.decoding.models.ranks import ALONE, Ranks
 from hdraft.drafting.tree import DraftTree
 
 

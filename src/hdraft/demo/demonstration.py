@@ -13,8 +13,8 @@ from hdraft.demo.comparison import Comparison, Prompt, compare
 from hdraft.demo.figures import table
 from hdraft.demo.library import library_database
 from hdraft.drafting import Drafter
-from hdraft.drafting.hierarchy import HierarchyDrafter
-from hdraft.drafting.model import ModelDatabase
+from hdraft.drafting.databases.model import ModelDatabase
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.terminal import legend, show_token
 
 _WARM_UP = Prompt("", "", "The quick brown fox jumps over the lazy dog. The quick brown", max_new_tokens=32)

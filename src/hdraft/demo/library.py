@@ -11,11 +11,11 @@ from typing import Any
 
 from rich.console import Console
 
-from hdraft import storage
 from hdraft.building.reading import Vocabulary, read_tokens
-from hdraft.drafting.statistics import StatisticsDatabase
+from hdraft.drafting.databases import storage
+from hdraft.drafting.databases.statistics import StatisticsDatabase
+from hdraft.drafting.databases.vocabulary import tokenizer_fingerprint
 from hdraft.terminal import progress
-from hdraft.vocabulary import tokenizer_fingerprint
 
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data", "lib-dynload", "__pycache__"}
 

@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hdraft.drafting.databases.model import ModelDatabase
+from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.drafter import TokenIds
-from hdraft.drafting.hierarchy import HierarchyDrafter, HierarchySession
-from hdraft.drafting.model import ModelDatabase
-from hdraft.drafting.statistics import StatisticsDatabase
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter, HierarchySession
 
 _log = logging.getLogger("vllm.hdraft")  # where vLLM's own handlers print it
 

@@ -15,11 +15,11 @@ from transformers.generation.streamers import BaseStreamer
 
 from hdraft.conversation import Conversation
 from hdraft.decoding import Statistics, generate
-from hdraft.decoding.probe import draft_shape
-from hdraft.decoding.support import places_left
+from hdraft.decoding.models.probe import draft_shape
+from hdraft.decoding.models.support import places_left
 from hdraft.drafting import Drafter, Source
 from hdraft.drafting.drafter import vocabulary_size
-from hdraft.drafting.hierarchy import HierarchyDrafter
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.evaluation.methods import UNDRAFTED, open_drafter
 from hdraft.evaluation.questions import Question, QuestionError
 from hdraft.loading import load_target

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 import torch
 
-from hdraft import files, storage
+from hdraft import files
+from hdraft.drafting.databases import storage
 from hdraft.evaluation import answers, report
 from hdraft.evaluation.answering import Answerer, Setup, threads_of_each
 from hdraft.evaluation.answers import Answer, AnswerError, AnswerFile

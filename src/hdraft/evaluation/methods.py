@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from hdraft.drafting import Drafter
-from hdraft.drafting.baselines import LookaheadDrafter, PromptLookupDrafter, RestDrafter
-from hdraft.drafting.hierarchy import HierarchyDrafter
-from hdraft.drafting.model import ModelDatabase
-from hdraft.drafting.published import PublishedDrafter
-from hdraft.drafting.statistics import StatisticsDatabase
+from hdraft.drafting.databases.model import ModelDatabase
+from hdraft.drafting.databases.statistics import StatisticsDatabase
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
+from hdraft.drafting.methods.baselines import LookaheadDrafter, PromptLookupDrafter, RestDrafter
+from hdraft.drafting.methods.published import PublishedDrafter
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "vanilla": {},

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
 
+from hdraft.decoding.graphed.static_step import StepKind, default_step
 from hdraft.decoding.loop import draft_and_verify
-from hdraft.decoding.probe import draft_shape
-from hdraft.decoding.static import StepKind, default_step
-from hdraft.decoding.statistics import Statistics
+from hdraft.decoding.models.probe import draft_shape
+from hdraft.decoding.stats import Statistics
 from hdraft.decoding.target import LONG_TEXT, Target
 from hdraft.decoding.verification import Argmax
 from hdraft.drafting import Drafter, DraftSession, DraftTree

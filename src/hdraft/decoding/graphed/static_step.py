@@ -1,0 +1,388 @@
+"""A decoding step that is the same program every time: same buffers, same addresses, one of a few shapes.
+
+A model in eager PyTorch spends most of a step on launching its many small kernels. Here a step is padded to one of a
+few numbers of rows, what changes is copied into one buffer, and all else that is read and written stays where it is. So
+a step can be captured as a CUDA graph, which one launch replays, and compiled once for texts of any length:
+
+    rows    | last token | the tree's nodes | padding |     1, 4, 8, 16, 32, 64, and from there on multiples of 16
+    slots   | the text so far | rows | not used yet   |     a bucket of the cache, see `static_cache`
+
+Padding looks at the last token alone, and no row looks at padding.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from time import perf_counter
+from types import FunctionType
+from typing import Any, Literal, NamedTuple, cast, get_args
+from weakref import WeakKeyDictionary, ref
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx.experimental import _config as symbolic_shapes
+from transformers import PreTrainedModel
+
+from hdraft.decoding.cache import GrowingCache
+from hdraft.decoding.graphed.capture import Order, Program, capture, compiled, graph_pool
+from hdraft.decoding.graphed.model_state import State, model_state
+from hdraft.decoding.graphed.static_cache import Layout, StaticCache, StaticLayer, bucket
+from hdraft.decoding.logs import logger, say_once
+from hdraft.decoding.masks import Span, padded_rows
+from hdraft.decoding.models.compiling import is_compiled
+from hdraft.decoding.models.experts import decoding, most_rows
+from hdraft.decoding.models.names import cache_argument
+from hdraft.decoding.models.support import embedding_weight, tolerance
+from hdraft.drafting.tree import DraftTree
+
+StepKind = Literal["compiled", "captured", "static", "dynamic"]
+"""How a decoding step is run, each what is left where the one before cannot be had: a static step compiled by torch and
+captured as a CUDA graph; captured alone; run operation by operation; and a step whose cache and inputs grow."""
+
+ROWS = (1, 4, 8, 16, 32, 64)
+"""The numbers of rows that a step is padded to; those beyond are multiples of 16."""
+
+PROGRAMS = 128
+"""The most programs, and graphs, kept for a sequence; of more, the one not used for longest is dropped."""
+
+TOKENS, BUDGET = 2048, 64
+"""What buffers are made for at least: tokens of a sequence, and draft tokens of a step. Others mean other graphs."""
+
+_TORCH = "2.13"  # before, a capture that fails may leave torch's random numbers in disorder
+
+_IMPOSSIBLE = -1e4  # logits below are those of tokens that the model rules out
+
+
+def default_step(model: PreTrainedModel) -> StepKind:
+    """How steps are run unless it is said: captured on a GPU, where small kernels cost; elsewhere they grow.
+
+    Compiled ones are faster still, but nobody should wait for minutes before the first token who did not ask for it.
+    """
+    if model.device.type == "cuda" and torch.__version__ >= _TORCH:
+        return "captured"
+    return "static" if is_compiled(model) else "dynamic"
+
+
+def padded(rows: int) -> int:
+    """The number of rows that so many are padded to."""
+    return next((size for size in ROWS if rows <= size), -(-rows // 16) * 16)
+
+
+class Inputs(NamedTuple):
+    """What changes from step to step: views of one buffer, so that one copy takes all of it to the device."""
+
+    buffer: Any
+    length: Any  # int64[1], tokens before the step
+    starts: Any  # int64[layouts], the slot of the step's first row
+    tokens: Any  # int64[rows]
+    positions: Any  # int64[rows]
+    earliest: Any  # int64[masks, rows], see `padded_rows` …
+    among: Any  # bool[masks, rows * rows]; a step of fewer rows uses the first of each
+
+
+def _inputs(buffer: Any, numbers: Any, flags: Any, rows: int, masks: int, layouts: int) -> Inputs:
+    end = 1 + layouts + 2 * rows
+    return Inputs(
+        buffer,
+        length=numbers[:1],
+        starts=numbers[1 : 1 + layouts],
+        tokens=numbers[1 + layouts : 1 + layouts + rows],
+        positions=numbers[1 + layouts + rows : end],
+        earliest=numbers[end:].reshape(masks, rows),
+        among=flags.reshape(masks, rows * rows),
+    )
+
+
+class StaticStep:
+    """The static step of a model, and the one sequence that is in its buffers.
+
+    Attributes:
+        capacity: the most tokens of a sequence, an unverified tree's included.
+        rows: the most rows of a step.
+        seconds_preparing: what it took to compile and capture, in all.
+    """
+
+    program: Program
+    logits: Tensor | None = None
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        growing: GrowingCache,
+        spans: dict[str, Span] | Span,
+        capacity: int,
+        rows: int,
+        kind: StepKind,
+        state: State,
+    ) -> None:
+        """Take the memory for a sequence.
+
+        Args:
+            model: the target.
+            growing: a cache of the model that holds text, so that shapes are known.
+            spans: how far back layers look, see `layer_spans`.
+            capacity, rows: see above.
+            kind: not "dynamic".
+            state: the model's.
+
+        Raises:
+            torch.OutOfMemoryError: it does not fit.
+        """
+        self.model = ref(model)
+        self.device = model.device
+        self.cache_name = cache_argument(model)
+        self.state = state
+        self.spans = _by_type(spans)
+        self.number_format = embedding_weight(model).dtype
+        self.capacity, self.rows = bucket(max(capacity, TOKENS)), padded(max(rows, 1 + BUDGET))
+        self.kind = kind
+        self.most_rows = most_rows(model)
+        self.cache = StaticCache(growing, self.capacity, self.rows)
+        self.programs: OrderedDict[tuple[int, ...], Program] = OrderedDict()
+        self.pool = graph_pool(self.device)
+        self.seconds_preparing = 0.0
+        self.copied, self.queued = Order(self.device), Order(self.device)
+        layouts, masks = len(self.cache.layouts), len(self.spans)
+        split = 8 * (1 + layouts + (2 + masks) * self.rows)
+        with torch.inference_mode(False):
+            size = split + masks * self.rows**2
+            host = torch.zeros(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+            there = torch.zeros(size, dtype=torch.uint8, device=self.device)
+        array, shape = host.numpy(), (self.rows, masks, layouts)
+        self.host = _inputs(host, array[:split].view(np.int64), array[split:].view(np.bool_), *shape)
+        self.there = _inputs(there, there[:split].view(torch.int64), there[split:].view(torch.bool), *shape)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def begin(self, growing: GrowingCache, padding: int) -> None:
+        """Take in the text so far, of which the first `padding` tokens are never looked at."""
+        self.cache.load(growing)
+        self.padding = padding
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def prepare(self, token: int, tree: DraftTree, length: int, position: int) -> None:
+        """Take in the inputs of a step, for `run`.
+
+        Args:
+            token: what follows the `length` tokens that the cache holds.
+            tree: fewer nodes than `rows`.
+            position: the token's, as the model counts.
+        """
+        rows = padded(1 + len(tree))
+        columns = self.cache.prepare(length, rows)
+        self.copied.wait()  # as a rule for nothing: whoever reads logits has waited for more
+        self._fill(rows, token, tree, length, position)
+        self.there.buffer.copy_(self.host.buffer, non_blocking=True)
+        self.copied.mark()
+        key = (rows, *columns)
+        if key not in self.programs:
+            if len(self.programs) == PROGRAMS:
+                self.programs.popitem(last=False)
+            begin = perf_counter()
+            self.programs[key] = self._program(rows, columns)
+            self.seconds_preparing += perf_counter() - begin
+        self.programs.move_to_end(key)
+        self.program = self.programs[key]
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def run(self) -> Tensor:
+        """Run the step: float[rows, vocabulary], the logits after the token and each node, until the next step."""
+        self.program()
+        return cast(Tensor, self.logits)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def keep(self, length: int, path: list[int]) -> None:
+        """Keep the first `length` tokens and, of the tree just forwarded, the nodes on `path`."""
+        self.cache.keep(length, path)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def end(self, growing: GrowingCache, length: int, copy: bool = True) -> None:
+        """Give the text, of `length` tokens, back: a copy of it, or with the buffers that it is in."""
+        self.cache.store(growing, length, copy)
+
+    def drop(self) -> None:
+        """Let go of graphs and buffers now; by itself the collector would have to find them. Of no more use then."""
+        self.queued.wait()
+        self.__dict__.clear()
+
+    def fits(self, length: int, rows: int) -> bool:
+        """Whether a step of so many rows behind `length` tokens fits."""
+        return padded(rows) <= self.rows and self.cache.fits(length, padded(rows))
+
+    def _fill(self, rows: int, token: int, tree: DraftTree, length: int, position: int) -> None:
+        inputs, n = self.host, len(tree)
+        inputs.length[0] = length
+        inputs.tokens[:rows] = token
+        inputs.tokens[1 : 1 + n] = tree.tokens
+        inputs.positions[:rows] = position
+        inputs.positions[1 : 1 + n] += tree.depths
+        inputs.starts[:] = [length - layout.dropped for layout in self.cache.layouts.values()]
+        for earliest, among, span in zip(inputs.earliest, inputs.among, self.spans.values(), strict=True):
+            dropped = self.cache.layouts[span.window].dropped
+            square = among[: rows * rows].reshape(rows, rows)
+            padded_rows(earliest[:rows], square, length, dropped, tree, span, self.padding)
+
+    def _program(self, rows: int, columns: tuple[int, ...]) -> Program:
+        """The step for such inputs, as far as it can be compiled and captured; tried on the inputs that are there."""
+        eager = partial(self._run, _forward, rows, columns)
+        eager()
+        if self.kind == "compiled" and not self.programs:
+            name = type(self.model()).__name__
+            say_once(f'{name}: compiling its step, which takes seconds to minutes; step="captured" does without')
+        while self.kind != "static":
+            expected = self._logits(rows).clone()
+            try:
+                run = partial(self._run, self._compiled if self.kind == "compiled" else _forward, rows, columns)
+                run()  # what is compiled is compiled before it is captured
+                program = capture(run, self.device, self.pool)
+                program()
+                if (difference := _difference(self._logits(rows), expected)) is None:
+                    return program
+                reason = f"logits differ by {difference:.1g} of their spread"
+            except torch.OutOfMemoryError:
+                say_once(f"{type(self.model()).__name__}: no memory to have all steps {self.kind}: some are static")
+                self.pool = graph_pool(self.device)
+                break
+            except Exception as error:  # whatever compilation and capture may raise means that they do not work
+                reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+            self._fall_back(reason)
+            eager()
+        return eager
+
+    def _fall_back(self, reason: str) -> None:
+        model = cast(PreTrainedModel, self.model())
+        failed, (then, others) = self.kind, _failed.get(model, (self.state, set[StepKind]()))
+        _failed[model] = self.state, {failed} | (others if then == self.state else set())
+        self.kind = _best(model, self.state, failed)
+        self.pool = graph_pool(self.device)
+        logger.warning("%s: steps are %s and not %s: %s", type(model).__name__, self.kind, failed, reason)
+
+    def _logits(self, rows: int) -> Tensor:
+        return cast(Tensor, self.logits)[:rows]
+
+    def _run(self, forward: Callable[..., Tensor], rows: int, columns: tuple[int, ...]) -> None:
+        inputs = self.there
+        for start, layout, width in zip(inputs.starts, self.cache.layouts.values(), columns, strict=True):
+            layout.slots = layout.numbers[:rows] + start
+            layout.ramp = layout.numbers[:width]
+            layout.start = start
+            layout.length = inputs.length
+        masks = {}
+        for (layer_type, span), earliest, among in zip(self.spans.items(), inputs.earliest, inputs.among, strict=True):
+            layout = self.cache.layouts[span.window]
+            masks[layer_type] = self._mask(layout, earliest[:rows, None], among[: rows * rows].view(rows, rows))
+        model = cast(PreTrainedModel, self.model())
+        ids, positions = inputs.tokens[None, :rows], inputs.positions[None, :rows]
+        with decoding(model) if rows <= self.most_rows else nullcontext():
+            logits = forward(model, self.cache_name, self.cache, ids, positions, masks.get("", masks))
+        if self.logits is None:
+            self.logits = logits.new_empty((self.rows, logits.shape[-1]))
+        self._logits(rows).copy_(logits[0])
+
+    def _mask(self, layout: Layout, earliest: Tensor, among: Tensor) -> Tensor:
+        mask = (layout.ramp >= earliest) & (layout.ramp < layout.start)
+        mask = mask.index_copy_(1, layout.slots, among)[None, None]
+        # to be added: every layer would have to make that of a boolean one
+        zeros = torch.zeros(mask.shape, dtype=self.number_format, device=mask.device)
+        return zeros.masked_fill_(~mask, torch.finfo(self.number_format).min)
+
+    def _compiled(
+        self, model: PreTrainedModel, cache_name: str, cache: StaticCache, ids: Tensor, positions: Tensor, mask: Any
+    ) -> Tensor:
+        """As `_forward`; compiled twice, for one row and for more, and with that for all sizes and lengths."""
+        masks = mask.values() if isinstance(mask, dict) else (mask,)
+        varying = [(ids, 1), (positions, 1), *((each, 2) for each in masks), *((each, 3) for each in masks)]
+        for layout in cache.layouts.values():
+            varying += [(layout.slots, 0), (layout.ramp, 0)]
+        for layer in cache.layers:
+            if isinstance(layer, StaticLayer):
+                varying += [(layer.keys, 2), (layer.values, 2)]
+        for tensor, dimension in varying:
+            if tensor.shape[dimension] > 1:
+                torch._dynamo.mark_dynamic(tensor, dimension)
+        with _lock:
+            if model not in _compiled:
+                _compiled[model] = compiled(cast(FunctionType, _forward), self.device)
+        # sizes that are equal now need not be so later
+        with symbolic_shapes.patch(use_duck_shape=False):  # type: ignore[attr-defined]
+            return _compiled[model](model, cache_name, cache, ids, positions, mask)
+
+
+def _forward(
+    model: PreTrainedModel, cache_name: str, cache: StaticCache, ids: Tensor, positions: Tensor, mask: Any
+) -> Tensor:
+    inputs = {cache_name: cache, "input_ids": ids, "position_ids": positions, "attention_mask": mask}
+    logits: Tensor = model(**inputs, use_cache=True, return_dict=True).logits
+    return logits
+
+
+def _difference(logits: Tensor, expected: Tensor) -> float | None:
+    """How far logits are from what they should be, as a part of their spread; None if no further than rounding goes."""
+    closeness = tolerance(expected.dtype)
+    logits, expected = logits.float(), expected.float()
+    possible = expected > _IMPOSSIBLE
+    if not torch.equal(possible, logits > _IMPOSSIBLE):
+        return float("inf")
+    spread = max(float(expected[possible].std()), 1e-12)
+    difference = float((logits - expected).abs()[possible].max()) / spread
+    return None if difference < closeness else difference
+
+
+# One idle step a model, so that a request finds the memory, the graphs and the compiled code of the one before. A
+# request that begins while another runs makes its own.
+_idle: WeakKeyDictionary[PreTrainedModel, StaticStep] = WeakKeyDictionary()
+_compiled: WeakKeyDictionary[PreTrainedModel, Callable[..., Tensor]] = WeakKeyDictionary()
+_failed: WeakKeyDictionary[PreTrainedModel, tuple[State, set[StepKind]]] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def take(
+    model: PreTrainedModel,
+    growing: GrowingCache,
+    spans: dict[str, Span] | Span,
+    capacity: int,
+    rows: int,
+    kind: StepKind,
+) -> StaticStep:
+    """The idle step of a model if it will do, else a new one; the arguments are those of `StaticStep`.
+
+    It will not do if the model has changed since: graphs hold addresses and what was true when they were captured.
+    """
+    with _lock:
+        step = _idle.pop(model, None)
+    state = model_state(model)
+    kind = _best(model, state, kind)
+    if step is not None:
+        wanted = (kind, _by_type(spans), state)
+        if (step.kind, step.spans, step.state) == wanted and step.capacity >= capacity and step.rows >= rows:
+            step.queued.follow()
+            return step
+        step.drop()
+    return StaticStep(model, growing, spans, capacity, rows, kind, state)
+
+
+def give_back(step: StaticStep) -> None:
+    """Keep a step for the next request."""
+    model = step.model()
+    if model is not None:
+        step.queued.mark()
+        with _lock:
+            _idle[model] = step
+
+
+def _best(model: PreTrainedModel, state: State, kind: StepKind) -> StepKind:
+    """The first kind from `kind` on that has not failed for the model as it is."""
+    then, failed = _failed.get(model, (state, set[StepKind]()))
+    kinds = get_args(StepKind)
+    return next(each for each in kinds[kinds.index(kind) :] if then != state or each not in failed)
+
+
+def _by_type(spans: dict[str, Span] | Span) -> dict[str, Span]:
+    return {"": spans} if isinstance(spans, Span) else spans

@@ -1,0 +1,99 @@
+"""D_m, the model-dependent database: what this target model has generated before."""
+
+import threading
+from collections.abc import Iterator
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+
+from hdraft.drafting.databases.database import Database
+from hdraft.drafting.databases.sorting import append, build, drop_oldest
+from hdraft.drafting.databases.suffixes import SuffixArray
+from hdraft.drafting.databases.vocabulary import Tokenizer
+from hdraft.drafting.drafter import TokenIds
+
+CAPACITY = 2**20
+"""How many tokens a database learns before it drops the oldest."""
+
+
+class ModelDatabase(Database):
+    """Outputs of the target: those stored in the database, and those learned since it was opened.
+
+    Both are suffix arrays that never change: learning makes a new one and puts it in the old one's place, so readers
+    take a `snapshot` and need no lock. Safe to share between threads.
+
+    Attributes:
+        capacity: the most tokens kept of what is learned; the oldest documents go first.
+    """
+
+    kind = "model"
+
+    def __init__(
+        self,
+        vocab_size: int,
+        eos_token_id: int | None = None,
+        tokenizer: Tokenizer | str | None = None,
+        array: SuffixArray | None = None,
+        *,
+        capacity: int = CAPACITY,
+    ) -> None:
+        if capacity < 2:
+            raise ValueError(f"capacity is {capacity}: it must be at least 2 tokens")
+        super().__init__(vocab_size, eos_token_id, tokenizer, array)
+        self.capacity = capacity
+        self._lock = threading.Lock()
+        self._learned = self._sorted(())
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, learned {len(self._learned.tokens)})"
+
+    def snapshot(self) -> tuple[SuffixArray, SuffixArray]:
+        """What is stored and what is learned, as they are now; they never change."""
+        return self.array, self._learned
+
+    def learn(self, output_ids: TokenIds) -> None:
+        """Take a finished output in; an end-of-sequence id is added if it lacks one.
+
+        Costs a copy of what is learned. Of an output longer than `capacity`, the newest tokens are kept.
+
+        Raises:
+            ValueError: an id is outside the vocabulary.
+        """
+        document = self._document(output_ids)[-self.capacity :]
+        if len(document) < 2:
+            return
+        with self._lock:
+            learned = self._learned
+            excess = len(learned.tokens) + len(document) - self.capacity
+            if excess > 0:  # make room for more than this one, so that the next few need not
+                learned = drop_oldest(learned, self._end_of_document(learned.tokens, excess + self.capacity // 16))
+            self._learned = append(learned, document, self.separator)
+
+    def learn_known(self, output_ids: TokenIds) -> None:
+        """Take in what of a finished output is within the vocabulary: each piece between other ids as a document."""
+        output = np.asarray(output_ids)
+        unknown = np.flatnonzero((output < 0) | (output >= self.vocab_size)).tolist()
+        for begin, end in zip([0, *(place + 1 for place in unknown)], [*unknown, len(output)], strict=True):
+            self.learn(output[begin:end])
+
+    def documents(self) -> Iterator[npt.NDArray[np.unsignedinteger]]:
+        """The documents, stored then learned, oldest first, without what ends them; empty ones are left out."""
+        return chain.from_iterable(map(self._split, (array.tokens for array in self.snapshot())))
+
+    def _to_save(self) -> SuffixArray:
+        """Stored and learned together, the newest, in no more room than the larger of what is stored and `capacity`."""
+        stored, learned = self.snapshot()
+        if not len(learned.tokens):
+            return stored
+        tokens = np.concatenate((stored.tokens, learned.tokens))
+        excess = len(tokens) - max(len(stored.tokens), self.capacity)
+        if excess > 0:
+            tokens = tokens[self._end_of_document(tokens, excess) :]
+        return build(tokens, self.vocab_size, self.separator)
+
+    def _end_of_document(self, tokens: npt.NDArray[np.unsignedinteger], count: int) -> int:
+        """`count` or a little more: the end of the document that the first `count` tokens end in."""
+        if count >= len(tokens):
+            return len(tokens)
+        return count + int(np.argmax(tokens[count - 1 :] == self.separator))

@@ -1,0 +1,428 @@
+"""The adaptive hierarchy: one draft tree, grown best-first over all databases at once.
+
+The published method fills a fixed number of sequences, database after database. Here the next node is always the one
+with the highest estimated probability, whichever database it comes from: what may follow a node is a mixture of what
+followed its context's matches in every database (`mixing`), and a path's probability is the product of its nodes'.
+
+A child's matches are its parent's, one token longer (`matching`), and what was once looked up in D_m and D_s is kept
+(`continuations`), so nothing is searched for twice.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from hdraft.drafting.databases.context import ContextDatabase, append
+from hdraft.drafting.databases.database import Database
+from hdraft.drafting.databases.frequent import SUFFIX_LENGTH
+from hdraft.drafting.databases.model import ModelDatabase
+from hdraft.drafting.databases.statistics import StatisticsDatabase
+from hdraft.drafting.databases.suffixes import SuffixArray
+from hdraft.drafting.drafter import UNLIMITED, TokenIds, check_ids, vocabulary_size
+from hdraft.drafting.hierarchy import lookups, matching, mixing
+from hdraft.drafting.hierarchy.budget import BudgetRule, least_worthwhile
+from hdraft.drafting.hierarchy.experience import Experience
+from hdraft.drafting.hierarchy.matching import LEVELS, Databases, Matches
+from hdraft.drafting.hierarchy.mixing import Mixture, Weights
+from hdraft.drafting.kernel import kernel, specialised
+from hdraft.drafting.tree import DraftTree, Source
+
+_SOURCES = np.array([Source.CONTEXT, Source.MODEL, Source.MODEL, Source.STATISTICS], np.uint8)
+_LEAST = 1e-3  # no node is drafted below this probability
+_DEEPER = 0.985  # of each level after the first: a tree's likeliest paths are those that are overestimated
+_CONTEXTS = 2**14  # of D_m and D_s, kept for a request
+_TOKEN, _PARENT, _DEPTH, _LEVEL, _LIMITS = range(5)  # the columns of `Growth.node`
+_NO_IDS = np.empty(0, np.int32)
+
+
+class Growth(NamedTuple):
+    """A tree while it grows: its nodes, likeliest first, and after them the candidates for its next one, likewise.
+
+    Each has a slot in `node` for as long as it is kept.
+    """
+
+    probability: npt.NDArray[np.float64]  # [slots] in that order
+    slot: npt.NDArray[np.int64]  # [slots] in that order
+    node: npt.NDArray[np.int32]  # [slots, 5] token, parent, depth, level, `mixing.limits`
+
+
+class Grown(NamedTuple):
+    """The arrays of a `DraftTree`, to be filled."""
+
+    nodes: npt.NDArray[np.int32]  # [3, nodes] tokens, parents, depths
+    sources: npt.NDArray[np.uint8]
+    probabilities: npt.NDArray[np.float32]
+
+
+@kernel
+def _offer(growth: Growth, room: int, nodes: int, waiting: int, probability: float) -> tuple[int, int]:
+    """Keep a candidate if it is among the likeliest that there is room for.
+
+    Returns its slot, or -1, and how many candidates are kept.
+    """
+    place = nodes + waiting
+    slot = place
+    if place == room:
+        if probability <= growth.probability[place - 1]:
+            return -1, waiting
+        place -= 1
+        waiting -= 1
+        slot = int(growth.slot[place])
+    while place > nodes and growth.probability[place - 1] < probability:
+        growth.probability[place] = growth.probability[place - 1]
+        growth.slot[place] = growth.slot[place - 1]
+        place -= 1
+    growth.probability[place] = probability
+    growth.slot[place] = slot
+    return slot, waiting + 1
+
+
+@kernel
+def grow(
+    databases: Databases,
+    matches: Matches,
+    weights: Weights,
+    vocab_size: int,
+    max_depth: int,
+    prices: npt.NDArray[np.float64],
+    mixture: Mixture,
+    growth: Growth,
+) -> int:
+    """Grow a tree best-first, as long as its next node can be worth its place; returns how many nodes are worth theirs.
+
+    Args:
+        prices: float64[budget + 1], see `BudgetRule.prices`; all zero to fill the budget.
+        growth: with room for `budget` nodes or more.
+    """
+    room = len(prices) - 1
+    nodes, waiting, probability, depth = 0, 0, 1.0, 0
+    gain, best, best_nodes = 0.0, -prices[0], 0
+    while True:
+        least = max(_LEAST, least_worthwhile(prices, nodes, gain, best))
+        if depth < max_depth:  # row `nodes` is the node made last, or the text
+            cutoff = max(_LEAST, least / 4)  # likely nodes before it may yet make a less likely one worth its place
+            if nodes + waiting == room:
+                cutoff = max(cutoff, growth.probability[nodes + waiting - 1])
+            sought = 2.5 * cutoff / probability  # of what follows the node; above 1 nothing can be
+            n = mixing.mix(databases, matches, nodes, weights, sought, mixture) if sought <= 1.0 else 0
+            for i in range(n):
+                reached = probability * mixture.probability[i] * (_DEEPER if depth else 1.0)
+                if reached >= cutoff and 0 <= mixture.token[i] < vocab_size:
+                    slot, waiting = _offer(growth, room, nodes, waiting, reached)
+                    if slot >= 0:
+                        growth.node[slot, _TOKEN] = mixture.token[i]
+                        growth.node[slot, _PARENT] = nodes - 1
+                        growth.node[slot, _DEPTH] = depth + 1
+                        growth.node[slot, _LEVEL] = mixture.level[i]
+                        growth.node[slot, _LIMITS] = mixing.limits(mixture, i)
+        if waiting == 0 or growth.probability[nodes] < least:
+            return best_nodes
+        node = growth.node[growth.slot[nodes]]
+        depth = node[_DEPTH]
+        probability = growth.probability[nodes]
+        matching.enter(matches, nodes + 1, node[_PARENT] + 1, node[_TOKEN], node[_LIMITS])
+        nodes += 1
+        waiting -= 1
+        gain += probability
+        if gain - prices[nodes] > best:
+            best, best_nodes = gain - prices[nodes], nodes
+        if nodes == room:
+            return best_nodes
+
+
+@kernel
+def advance(
+    databases: Databases,
+    matches: Matches,
+    weights: Weights,
+    mixture: Mixture,
+    token_ids: npt.NDArray[np.int32],
+    learn: bool,
+) -> None:
+    """Move row 0 on by `token_ids`, for which D_c must have room; with `learn`, fit the weights to each of them."""
+    for i in range(len(token_ids)):
+        token = int(token_ids[i])
+        if learn:
+            mixing.learn(databases, matches, weights, mixture, token)
+        append(databases.context, token)
+        matching.advance(databases, matches, token)
+        matching.settle(databases, matches)
+
+
+@kernel
+def advance_and_grow(
+    databases: Databases,
+    matches: Matches,
+    weights: Weights,
+    mixture: Mixture,
+    token_ids: npt.NDArray[np.int32],
+    vocab_size: int,
+    max_depth: int,
+    prices: npt.NDArray[np.float64],
+    growth: Growth,
+    grown: Grown,
+) -> int:
+    """Both in one call: after a forward pass, with cold caches, handing the arrays over takes as long as the work."""
+    advance(databases, matches, weights, mixture, token_ids, True)
+    n = grow(databases, matches, weights, vocab_size, max_depth, prices, mixture, growth)
+    for i in range(n):
+        node = growth.node[growth.slot[i]]
+        grown.nodes[_TOKEN, i] = node[_TOKEN]
+        grown.nodes[_PARENT, i] = node[_PARENT]
+        grown.nodes[_DEPTH, i] = node[_DEPTH]
+        grown.sources[i] = _SOURCES[node[_LEVEL]]
+        grown.probabilities[i] = growth.probability[i]
+    return n
+
+
+class HierarchyDrafter:
+    """Hierarchy Drafting with one best-first tree over any subset of the databases; with none, D_c alone.
+
+    Args:
+        vocab_size: the target's; ids at or above it are refused, and never drafted. The databases' may be smaller,
+            where a model's embedding has more rows than its tokenizer has tokens.
+        model_database: D_m, what the target has generated before.
+        statistics_database: D_s, general text.
+        learn: whether a finished request's output joins D_m, and so may be drafted for later requests.
+        experience: how much to believe which match, where its requests go on learning; by default, what is shipped.
+
+    Raises:
+        ValueError: a database with ids that the target has not, or two that differ.
+
+    >>> drafter = HierarchyDrafter(vocab_size=100)
+    >>> session = drafter.session([5, 6, 7, 5, 6])
+    >>> session.propose(budget=2).tokens.tolist()
+    [7, 5]
+    """
+
+    uses_costs = True
+
+    def __init__(
+        self,
+        vocab_size: int,
+        model_database: ModelDatabase | None = None,
+        statistics_database: StatisticsDatabase | None = None,
+        *,
+        learn: bool = False,
+        experience: Experience | None = None,
+    ) -> None:
+        for database in (model_database, statistics_database):
+            if database is not None:
+                database.check_fits(vocab_size)
+        if model_database is None and learn:
+            model_database = ModelDatabase(
+                vocab_size if statistics_database is None else statistics_database.vocab_size
+            )
+        present = [database for database in (model_database, statistics_database) if database is not None]
+        if not all(database.fits(present[0]) for database in present):
+            raise ValueError("the databases differ in their vocabulary: build both with this model's tokenizer")
+        self.vocab_size = int(vocab_size)
+        self.model_database = model_database
+        self.statistics_database = statistics_database
+        self.learn = learn
+        self._nothing = ModelDatabase(present[0].vocab_size if present else vocab_size).snapshot()[0]
+        self._separators = np.full(LEVELS, vocab_size, np.int64)
+        if model_database is not None:
+            self._separators[1:3] = model_database.separator
+        if statistics_database is not None:
+            self._separators[3] = statistics_database.separator
+        self._rarity = _rarity(vocab_size, statistics_database or model_database)
+        self.experience = Experience() if experience is None else experience
+        self._compiled: Callable[..., int] | None = None
+
+    @classmethod
+    def for_model(
+        cls,
+        model: Any,
+        model_database: ModelDatabase | None = None,
+        statistics_database: StatisticsDatabase | None = None,
+        *,
+        learn: bool = False,
+        experience: Experience | None = None,
+    ) -> "HierarchyDrafter":
+        """A drafter with the vocabulary of a Hugging Face model; the other arguments are the constructor's."""
+        size = vocabulary_size(model)
+        return cls(size, model_database, statistics_database, learn=learn, experience=experience)
+
+    def session(self, prompt_ids: TokenIds, costs: npt.NDArray[np.floating] | None = None) -> "HierarchySession":
+        """Start a request; see `Drafter.session`."""
+        return HierarchySession(self, prompt_ids, costs)
+
+    def scoped(self, model_database: ModelDatabase) -> "HierarchyDrafter":
+        """This drafter with another D_m, so that what one tenant's requests learn is never drafted for another's.
+
+        D_s is shared, and so is what has been learnt of how much to believe which match, which holds no text.
+
+        >>> general = HierarchyDrafter(vocab_size=100, learn=True)
+        >>> tenants = {name: general.scoped(ModelDatabase(100)) for name in ("acme", "globex")}
+        >>> session = tenants["acme"].session([1])
+        >>> session.extend([7, 8, 9])
+        >>> session.close()
+        >>> [len(tenants[name].session([7]).propose(4)) > 0 for name in tenants]
+        [True, False]
+
+        Raises:
+            ValueError: the database has ids that the target has not, or is of another vocabulary than D_s.
+        """
+        return HierarchyDrafter(
+            self.vocab_size, model_database, self.statistics_database, learn=self.learn, experience=self.experience
+        )
+
+    def warm_up(self) -> None:
+        """Run all kernels once, so that no request waits for the compiler; nothing of it is kept."""
+        session = self.session([0] * 16)
+        session.extend([0] * 512)  # D_c grows
+        session.propose(2).best_chain(2)
+        session._forget()
+        database = ModelDatabase(self.vocab_size, capacity=8)
+        for _ in range(4):
+            database.learn([0, 0, 0])
+
+    def _arrays(self) -> tuple[SuffixArray, SuffixArray, SuffixArray]:
+        learned, stored, statistics = self._nothing, self._nothing, self._nothing
+        if self.model_database is not None:
+            stored, learned = self.model_database.snapshot()
+        if self.statistics_database is not None:
+            statistics = self.statistics_database.array
+        return learned, stored, statistics
+
+    def _step(self, arguments: tuple[Any, ...]) -> Callable[..., int]:
+        """`advance_and_grow` for a session's arguments: the types of all sessions' are those of the first."""
+        if self._compiled is None:
+            self._compiled = specialised(advance_and_grow, arguments)
+        return self._compiled
+
+
+class HierarchySession:
+    """One request of a `HierarchyDrafter`."""
+
+    def __init__(
+        self, drafter: HierarchyDrafter, prompt_ids: TokenIds, costs: npt.NDArray[np.floating] | None = None
+    ) -> None:
+        self._drafter = drafter
+        prompt = check_ids(prompt_ids, drafter.vocab_size)
+        self._context = ContextDatabase(prompt[:-SUFFIX_LENGTH])
+        self._before, rate = drafter.experience.start()
+        self._weights = mixing.start(self._before)
+        self._rule = None if costs is None else BudgetRule(costs, rate)
+        self._matches = matching.allocate(1)
+        self._growth = Growth(np.empty(0), np.empty(0, np.int64), np.empty((0, 5), np.int32))
+        self._mixture = mixing.allocate()
+        self._drafted = 0
+        self._output: list[npt.NDArray[np.int32]] = []
+        self._seen = 0  # of the output, how many pieces are in D_c: the others wait for the next tree
+        self._closed = False
+        arrays = drafter._arrays()
+        self._databases = Databases(
+            self._context.trie,
+            lookups.allocate(_CONTEXTS, arrays),
+            arrays,
+            drafter._separators,
+            drafter._rarity,
+        )
+        self._reserve(SUFFIX_LENGTH)
+        self._advance(prompt[-SUFFIX_LENGTH:], learn=False)
+
+    @property
+    def match_length(self) -> int:
+        """How many of the text's last tokens a database holds in this order too, as of the last tree."""
+        return int(self._matches.longest[0].max())
+
+    def propose(self, budget: int, max_depth: int = UNLIMITED, price: float = 0.0) -> DraftTree:
+        """Draft at most `budget` nodes, likeliest first, and no more than are worth their place.
+
+        Without costs, a place costs `price`, in tokens.
+        """
+        self._drafted = 0
+        if budget < 1 or max_depth < 1:
+            return DraftTree.empty()
+        if self._rule is not None:
+            prices = self._rule.prices(budget)
+        else:
+            prices = price * np.arange(budget + 1.0) if price else np.zeros(budget + 1)
+        room = len(prices) - 1
+        if room == 0:
+            return DraftTree.empty()
+        if len(self._growth.slot) < room:
+            self._matches = matching.allocate(room + 1, self._matches)
+            self._growth = Growth(np.empty(room), np.empty(room, np.int64), np.empty((room, 5), np.int32))
+        emitted = self._take_emitted()  # may put new arrays in place of the session's
+        grown = Grown(np.empty((3, room), np.int32), np.empty(room, np.uint8), np.empty(room, np.float32))
+        arguments = (
+            self._databases,
+            self._matches,
+            self._weights,
+            self._mixture,
+            emitted,
+            self._drafter.vocab_size,
+            int(max_depth),
+            prices,
+            self._growth,
+            grown,
+        )
+        n = self._drafter._step(arguments)(*arguments)
+        self._drafted = n
+        if n == 0:
+            return DraftTree.empty()
+        tokens, parents, depths = grown.nodes[:, :n]
+        return DraftTree(tokens, parents, grown.sources[:n], grown.probabilities[:n], depths)
+
+    def extend(
+        self,
+        token_ids: TokenIds,
+        ngrams: npt.NDArray[np.integer] | None = None,
+        candidates: npt.NDArray[np.integer] | None = None,
+    ) -> None:
+        """Take in the tokens that a step emitted. `ngrams` and `candidates` are no sources of this drafter: unused."""
+        ids = check_ids(token_ids, self._drafter.vocab_size)
+        if self._rule is not None:
+            self._rule.record(self._drafted, len(ids))
+        self._output.append(ids.copy())  # it may be the caller's buffer, and is read later
+
+    def close(self) -> None:
+        """End the request: what it learnt of the weights, and with `learn` its output, serve later requests."""
+        if self._closed:
+            return
+        self._closed = True
+        drafter = self._drafter
+        self._advance(self._take_emitted(), learn=True)
+        drafter.experience.finish(self._before, self._weights, self._rule)
+        if drafter.learn and drafter.model_database is not None and self._output:
+            drafter.model_database.learn_known(np.concatenate(self._output))
+
+    def _take_emitted(self) -> npt.NDArray[np.int32]:
+        """The tokens emitted since the last tree, with room for them in D_c and for what they ask of D_m and D_s."""
+        new = self._output[self._seen :]
+        self._seen = len(self._output)
+        emitted = new[0] if len(new) == 1 else np.concatenate([_NO_IDS, *new])
+        self._reserve(len(emitted))
+        if lookups.crowded(self._databases.trie):
+            self._forget()
+        return emitted
+
+    def _forget(self) -> None:
+        """Empty the trie of what was looked up in D_m and D_s, and look up the matches of the text anew."""
+        lookups.clear(self._databases.trie, self._databases.suffixes)
+        self._matches.longest[0, 1:] = 0
+        for token in self._context.trie.text[: len(self._context)][-SUFFIX_LENGTH:].tolist():
+            matching.advance(self._databases, self._matches, token)
+
+    def _reserve(self, tokens: int) -> None:
+        self._context.reserve(tokens)
+        if self._databases.context is not self._context.trie:
+            self._databases = self._databases._replace(context=self._context.trie)
+
+    def _advance(self, ids: npt.NDArray[np.int32], learn: bool) -> None:
+        advance(self._databases, self._matches, self._weights, self._mixture, ids, learn)
+
+
+def _rarity(vocab_size: int, database: Database | None) -> npt.NDArray[np.uint8]:
+    """How rare each token is in a database, from 0 for one in 32 tokens or more to 7: each step is a factor of four."""
+    rarity = np.full(vocab_size, 7, np.uint8)
+    if database is not None and len(database.tokens):
+        counts = np.diff(database.array.starts.astype(np.int64))[: min(database.vocab_size, vocab_size)]
+        bits = np.log2(len(database.tokens) / np.maximum(counts, 1))
+        rarity[: len(counts)] = np.clip((bits - 5) / 2, 0, 7)
+    return rarity
