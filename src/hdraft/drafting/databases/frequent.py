@@ -1,7 +1,7 @@
 """The frequent contexts of a suffix array: what follows them, counted once, when D_s is built.
 
 In 24 million tokens some six thousand contexts occur more than 1,024 times. Nearly every draft tree asks for some of
-them, and they are the dearest to look up: a request would read a sample of their occurrences (`hierarchy/lookups.py`), each
+them, and they are the dearest to look up: a request would read a sample of their occurrences (`lookups.py`), each
 from memory that no cache holds. Counted beforehand, they take 0.09 bytes a token of D_s, and their shares are exact.
 """
 
