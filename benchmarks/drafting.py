@@ -19,8 +19,7 @@ from hdraft.drafting import Drafter
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
-from hdraft.drafting.methods.baselines import PromptLookupDrafter, RestDrafter
-from hdraft.drafting.methods.published import PublishedDrafter
+from hdraft.drafting.methods import PromptLookupDrafter, PublishedDrafter, RestDrafter
 from hdraft.evaluation.machine import machine
 from hdraft.evaluation.replay import ALL, ReplayResult, replay
 from hdraft.evaluation.traces import read_trace

@@ -22,12 +22,12 @@ from hdraft.drafting import Drafter, DraftSession, DraftTree
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.drafter import UNLIMITED, TokenIds
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
-from hdraft.drafting.methods.baselines import LookaheadDrafter
+from hdraft.drafting.methods import LookaheadDrafter
 from hdraft.evaluation.answering import Answerer, Setup
 from hdraft.evaluation.machine import machine
 from hdraft.evaluation.questions import SMALL, read_questions
 
-LEVEL, WINDOW, GUESS = 5, 7, 7
+NGRAM_SIZE, WINDOW, GUESS = 5, 7, 7
 
 
 class BesideLookahead:
@@ -52,7 +52,7 @@ class BesideSession:
     def propose(self, budget: int, max_depth: int = UNLIMITED) -> DraftTree:
         """The tree, and below its root the n-grams that it lacks, up to the budget."""
         tree = self.inner.propose(min(budget, 64), max_depth)
-        ngrams = self.pool.propose(GUESS * (LEVEL - 1), max_depth)
+        ngrams = self.pool.propose(GUESS * (NGRAM_SIZE - 1), max_depth)
         paths = [_path(each, node) for each in (tree, ngrams) for node in range(len(each))]
         return DraftTree.from_sequences(paths, budget=budget)
 
@@ -105,9 +105,9 @@ def main() -> None:
         return HierarchyDrafter(size, ModelDatabase.from_pretrained(MODEL_DATABASE), learn=True)
 
     def pool() -> LookaheadDrafter:
-        return LookaheadDrafter(size, level=LEVEL, window=WINDOW, guess=GUESS)
+        return LookaheadDrafter(size, ngram_size=NGRAM_SIZE, window=WINDOW, guess=GUESS)
 
-    branch = WINDOW * (LEVEL - 1) - 1
+    branch = WINDOW * (NGRAM_SIZE - 1) - 1
     runs = {
         "lookahead": run(answerer, pool, 64, arguments.max_new_tokens),
         "hd, 64": run(answerer, hd, 64, arguments.max_new_tokens),

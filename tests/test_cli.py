@@ -441,7 +441,7 @@ def test_replay_refuses_what_it_cannot_replay(run: Run, trace: Path, tmp_path: P
     refused(run("replay", trace, "--method", "rest"), "--statistics-database")
     refused(run("replay", trace, "--method", "published", "--order", "XYZ"), "order")
     refused(run("replay", trace, "--method", "published", "--order", "WL"), "--statistics-database")
-    for option in ("--order", "--level", "--guess", "--previous-tokens"):
+    for option in ("--order", "--ngram-size", "--guess", "--previous-tokens"):
         refused(run("replay", trace, "--method", "pld", option, 3), option, "is for published, not for pld")
     for option in ("--learn", "--adaptive"):
         refused(run("replay", trace, "--method", "pld", option), option, "is for hd, not for pld")
@@ -585,7 +585,7 @@ def test_bench_with_a_database_left_out_or_all_of_its_options(
     result = run(
         *benched(model, questions, tmp_path / "out", "vanilla", "published", "rest", "hd", "lookahead"),
         *given,
-        *("--no-context", "--previous-tokens", 1, "--level", 4, "--window", 3, "--guess", 2, "--no-learn"),
+        *("--no-context", "--previous-tokens", 1, "--ngram-size", 4, "--window", 3, "--guess", 2, "--no-learn"),
         *("--do-sample", "--temperature", 0.8, "--num-choices", 2, "--seed", 5),
         *("--system-prompt", "", "--dtype", "float32"),
     )
@@ -595,12 +595,12 @@ def test_bench_with_a_database_left_out_or_all_of_its_options(
         "model_database": None,
         "statistics_database": str(statistics_database),
         "order": "L",
-        "level": 4,
+        "ngram_size": 4,
         "window": 0,
         "guess": 2,
         "previous_tokens": 1,
     }
-    assert settings["methods"]["lookahead"] == {"level": 4, "window": 3, "guess": 2}
+    assert settings["methods"]["lookahead"] == {"ngram_size": 4, "window": 3, "guess": 2}
     assert not settings["methods"]["hd"]["learn"]
     assert (settings["temperature"], settings["num_choices"], settings["seed"], settings["budget"]) == (0.8, 2, 5, 16)
     for name in ("published", "rest", "hd", "lookahead"):
@@ -652,7 +652,7 @@ def test_a_bench_that_cannot_begin_leaves_nothing(run: Run, questions: Path, tmp
         (["--method", "published", "--order", "W", "--no-context"], ["--order W asks W: leave out --no-context"]),
         (["--method", "published", "--order", "L", "--window", "3"], ["--order L asks L"]),
         (["--method", "published", "--no-context", "--window", "3"], ["published has no database to ask"]),
-        (["--method", "published", "--level", "2"], ["level of at least 3"]),
+        (["--method", "published", "--ngram-size", "2"], ["n-grams of at least 3 tokens"]),
         (["--model-database", "a", "--no-model-database"], ["contradict"]),
         (["--statistics-database", "a", "--no-statistics-database"], ["contradict"]),
         (["--no-do-sample", "--temperature", "1"], ["--temperature is for sampling"]),

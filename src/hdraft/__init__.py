@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from hdraft.drafting.databases.statistics import StatisticsDatabase
     from hdraft.drafting.databases.storage import DatabaseError
     from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
-    from hdraft.drafting.methods.baselines import LookaheadDrafter, PromptLookupDrafter, RestDrafter
-    from hdraft.drafting.methods.published import PublishedDrafter
+    from hdraft.drafting.methods import LookaheadDrafter, PromptLookupDrafter, PublishedDrafter, RestDrafter
 
 __version__ = "0.1.0"
 
@@ -32,11 +31,11 @@ _MODULES = {
     "DraftTree": "hdraft.drafting",
     "Drafter": "hdraft.drafting",
     "HierarchyDrafter": "hdraft.drafting.hierarchy.drafter",
-    "LookaheadDrafter": "hdraft.drafting.methods.baselines",
+    "LookaheadDrafter": "hdraft.drafting.methods",
     "ModelDatabase": "hdraft.drafting.databases.model",
-    "PromptLookupDrafter": "hdraft.drafting.methods.baselines",
-    "PublishedDrafter": "hdraft.drafting.methods.published",
-    "RestDrafter": "hdraft.drafting.methods.baselines",
+    "PromptLookupDrafter": "hdraft.drafting.methods",
+    "PublishedDrafter": "hdraft.drafting.methods",
+    "RestDrafter": "hdraft.drafting.methods",
     "Source": "hdraft.drafting",
     "Statistics": "hdraft.decoding",
     "StatisticsDatabase": "hdraft.drafting.databases.statistics",

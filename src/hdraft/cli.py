@@ -468,7 +468,7 @@ def replay(
         str | None,
         typer.Option(metavar="LETTERS", help="published: which of W, S, L (D_c, D_m, D_s) to ask; all that are given."),
     ] = None,
-    level: Annotated[
+    ngram_size: Annotated[
         int | None, typer.Option(metavar="N", help="published: tokens of an n-gram.", show_default="5")
     ] = None,
     guess: Annotated[
@@ -511,7 +511,7 @@ def replay(
                 adaptive=adaptive,
                 cost=cost,
                 order=order,
-                level=level,
+                ngram_size=ngram_size,
                 guess=guess,
                 previous_tokens=previous_tokens,
                 progress=lambda done, total: report("replaying", done, total),
@@ -550,7 +550,7 @@ def bench(
     no_context: Annotated[bool, typer.Option("--no-context", help="published: without D_c.")] = False,
     no_model_database: Annotated[bool, typer.Option("--no-model-database", help="Without D_m.")] = False,
     no_statistics_database: Annotated[bool, typer.Option("--no-statistics-database", help="Without D_s.")] = False,
-    level: Annotated[
+    ngram_size: Annotated[
         int | None, typer.Option(metavar="N", help="lookahead, published: tokens of an n-gram.", show_default="5")
     ] = None,
     window: Annotated[
@@ -646,7 +646,7 @@ def bench(
         "model_database": model_database,
         "statistics_database": statistics_database,
         "context": False if no_context else None,
-        "level": level,
+        "ngram_size": ngram_size,
         "window": window,
         "guess": guess,
         "previous_tokens": previous_tokens,

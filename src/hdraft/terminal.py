@@ -28,9 +28,7 @@ _STYLES = {Source.CONTEXT: "cyan", Source.MODEL: "magenta", Source.STATISTICS: "
 
 def legend() -> Text:
     """One line that says which colour stands for which source."""
-    parts = [
-        Text.assemble((NAMES[source], _STYLES[source]), f" {meaning}") for source, meaning in _MEANINGS.items()
-    ]
+    parts = [Text.assemble((NAMES[source], _STYLES[source]), f" {meaning}") for source, meaning in _MEANINGS.items()]
     return Text("   ").join(parts)
 
 

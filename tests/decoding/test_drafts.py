@@ -12,8 +12,7 @@ from hdraft.decoding import Statistics, generate, stream
 from hdraft.drafting import DraftTree
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
-from hdraft.drafting.methods.baselines import LookaheadDrafter, PromptLookupDrafter
-from hdraft.drafting.methods.published import PublishedDrafter
+from hdraft.drafting.methods import LookaheadDrafter, PromptLookupDrafter, PublishedDrafter
 
 LOG = "hdraft.decoding.drafts"
 

@@ -8,11 +8,10 @@ from architectures import VOCABULARY, build
 from test_lossless import SAMPLING, prompt, seeded
 
 from hdraft.decoding import Statistics, UnsupportedError, generate, stream
-from hdraft.drafting.methods.baselines import LookaheadDrafter
+from hdraft.drafting.methods import LookaheadDrafter, PublishedDrafter
 from hdraft.drafting.methods.lookahead_branch import LookaheadBranch
-from hdraft.drafting.methods.published import PublishedDrafter
 
-LEVEL, WINDOW, GUESS = 4, 5, 3
+SIZE, WINDOW, GUESS = 4, 5, 3
 Pool = dict[int, list[tuple[int, ...]]]
 
 
@@ -37,12 +36,12 @@ def simulate(model, text: list[int], new: int, text_too: bool) -> list[tuple[lis
     `text_too`: whether the n-grams of the text itself go to the pool, as in Hierarchy Drafting.
     """
     text = list(text)
-    row0 = LookaheadBranch(torch.tensor(text).numpy(), WINDOW, LEVEL).rows[0].tolist()  # the same random choices
+    row0 = LookaheadBranch(torch.tensor(text).numpy(), WINDOW, SIZE).rows[0].tolist()  # the same random choices
     lower: list[list[int]] = []
     pool: Pool = {}
     if text_too:
-        for end in range(LEVEL, len(text) + 1):
-            add(pool, text[end - LEVEL], tuple(text[end - LEVEL + 1 : end]))
+        for end in range(SIZE, len(text) + 1):
+            add(pool, text[end - SIZE], tuple(text[end - SIZE + 1 : end]))
     steps = []
     end = len(text) + new
     while len(text) < end:
@@ -59,7 +58,7 @@ def simulate(model, text: list[int], new: int, text_too: bool) -> list[tuple[lis
         while len(text) + len(emitted) < end and any(draft[: len(emitted)] == tuple(emitted) for draft in drafts):
             emitted.append(next_token(model, text + emitted))
         # the pool
-        if runs and len(lower) == LEVEL - 2:
+        if runs and len(lower) == SIZE - 2:
             keys = [text[-1], *row0]
             for column in range(WINDOW):
                 add(pool, keys[column], (*(row[column] for row in lower), guesses[column]))
@@ -67,10 +66,10 @@ def simulate(model, text: list[int], new: int, text_too: bool) -> list[tuple[lis
         text += emitted
         if text_too:
             for stop in range(before + 1, len(text) + 1):
-                if stop >= LEVEL:
-                    add(pool, text[stop - LEVEL], tuple(text[stop - LEVEL + 1 : stop]))
+                if stop >= SIZE:
+                    add(pool, text[stop - SIZE], tuple(text[stop - SIZE + 1 : stop]))
         # the window moves on
-        if len(lower) == LEVEL - 2:
+        if len(lower) == SIZE - 2:
             row0, lower = lower[0][1:], [*lower[1:], guesses]
         elif not lower:
             row0, lower = row0[1:], [guesses]
@@ -110,9 +109,9 @@ class Recorder:
 
 
 DRAFTERS = {
-    "lookahead": lambda: LookaheadDrafter(VOCABULARY, level=LEVEL, window=WINDOW, guess=GUESS),
+    "lookahead": lambda: LookaheadDrafter(VOCABULARY, ngram_size=SIZE, window=WINDOW, guess=GUESS),
     "published": lambda: PublishedDrafter(
-        VOCABULARY, level=LEVEL, window=WINDOW, guess=GUESS, order="W", max_sequences=GUESS
+        VOCABULARY, ngram_size=SIZE, window=WINDOW, guess=GUESS, order="W", max_sequences=GUESS
     ),
 }
 
@@ -168,7 +167,7 @@ def test_a_long_prompt_starts_the_branch_behind_it():
     recorder = Recorder(DRAFTERS["lookahead"]())
     tokens = generate(model, ids, recorder, max_new_tokens=20)
     assert tokens.tolist() == model.generate(ids, max_new_tokens=20).tolist()
-    assert not recorder.steps[LEVEL - 2][1] and recorder.steps[LEVEL - 1][1], "a step later than behind a short one"
+    assert not recorder.steps[SIZE - 2][1] and recorder.steps[SIZE - 1][1], "a step later than behind a short one"
 
 
 def test_no_branch_passes_the_last_position():

@@ -14,7 +14,7 @@ from hdraft.decoding import Statistics, UnsupportedError, generate
 from hdraft.decoding.models.probe import draft_shape, probe
 from hdraft.decoding.models.support import known_shape, restore_frequencies
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
-from hdraft.drafting.methods.published import PublishedDrafter
+from hdraft.drafting.methods import PublishedDrafter
 
 SAMPLING = {
     "temperature": {"do_sample": True, "temperature": 0.7},

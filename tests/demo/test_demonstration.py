@@ -15,7 +15,7 @@ from hdraft.demo.demonstration import demonstrate
 from hdraft.demo.figures import as_json
 from hdraft.drafting import Source
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
-from hdraft.drafting.methods.baselines import PromptLookupDrafter
+from hdraft.drafting.methods import PromptLookupDrafter
 
 TWO = [Prompt("first", "code", TEXT * 3, 40), Prompt("second", "text", "a\nb\nc\nd\ne\nf", 24)]
 

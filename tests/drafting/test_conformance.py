@@ -13,8 +13,7 @@ from hdraft.drafting import UNLIMITED, Drafter, DraftTree, Source
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
-from hdraft.drafting.methods.baselines import PromptLookupDrafter, RestDrafter
-from hdraft.drafting.methods.published import PublishedDrafter
+from hdraft.drafting.methods import PromptLookupDrafter, PublishedDrafter, RestDrafter
 
 VOCAB = 12
 EOS = 0

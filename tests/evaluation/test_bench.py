@@ -168,7 +168,7 @@ def test_answers_of_other_settings_are_not_mixed_in(
 def test_other_options_of_a_method_questions_or_a_machine_are_not_mixed_in(
     small: dict[str, str], greedy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = Setup(small["model"], options_of_all(["lookahead"], level=4), max_new_tokens=24)
+    other = Setup(small["model"], options_of_all(["lookahead"], ngram_size=4), max_new_tokens=24)
     with pytest.raises(ValueError, match="answers with lookahead = "):
         bench(other, small["questions"], greedy)
     (tmp_path / "q.jsonl").write_text(Path(small["questions"]).read_text().replace("again", "once more"))

@@ -12,8 +12,7 @@ from hdraft.drafting import UNLIMITED, DraftTree, Source, TokenIds
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
-from hdraft.drafting.methods.baselines import PromptLookupDrafter, RestDrafter
-from hdraft.drafting.methods.published import PublishedDrafter
+from hdraft.drafting.methods import PromptLookupDrafter, PublishedDrafter, RestDrafter
 from hdraft.evaluation.replay import accepted_path, replay
 from hdraft.evaluation.traces import Request, read_trace
 

@@ -92,9 +92,10 @@ def test_the_published_order_is_what_there_is_to_ask(
     folder: Path, databases: dict[str, Path], given: tuple[str, ...] | None, order: str
 ) -> None:
     named = {name: path for name, path in databases.items() if given is None or name in given}
-    figures = replay_files([folder / "trace.jsonl"], "published", **named, level=4)
+    figures = replay_files([folder / "trace.jsonl"], "published", **named, ngram_size=4)
     settings = figures["settings"]
-    assert (settings["order"], settings["level"], settings["guess"], settings["previous_tokens"]) == (order, 4, 7, 2)
+    asked = {"order": order, "ngram_size": 4, "guess": 7, "previous_tokens": 2}
+    assert {name: settings[name] for name in asked} == asked
     assert not settings["learn"] and not settings["adaptive"]
     if order == "WSL":  # and it is asked
         assert figures["categories"]["all"]["accepted_share"]["statistics"] > 0
@@ -110,7 +111,7 @@ def test_several_traces_are_one(folder: Path) -> None:
     [
         ("magic", {}, "no method 'magic': there are hd, published, pld, rest"),
         ("pld", {"order": "W"}, "--order is for published, not for pld: leave it out"),
-        ("hd", {"level": 3}, "--level is for published, not for hd"),
+        ("hd", {"ngram_size": 3}, "--ngram-size is for published, not for hd"),
         ("hd", {"guess": 3}, "--guess is for published"),
         ("rest", {"statistics_database": "D_s", "previous_tokens": 3}, "--previous-tokens is for published"),
         ("rest", {"statistics_database": "D_s", "model_database": "D_m"}, "--model-database is for hd and published"),
@@ -123,7 +124,7 @@ def test_several_traces_are_one(folder: Path) -> None:
         ("published", {"order": "XYZ"}, "order must be some of the letters W, S and L"),
         ("published", {"order": "xyz", "model_database": "D_m"}, "order must be some of the letters W, S and L"),
         ("published", {"previous_tokens": 3}, "--previous-tokens is for asking L"),
-        ("published", {"level": 1}, "level must be at least 2"),
+        ("published", {"ngram_size": 1}, "ngram_size must be at least 2"),
         ("hd", {"budget": -1}, "the budget is -1: it must be at least 0"),
         ("hd", {"cost": "tpu"}, "no cost curve tpu"),
         ("hd", {"cost": "cpu-measured", "budget": 65}, "cpu-measured ends at 64 draft tokens"),

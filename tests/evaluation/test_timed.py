@@ -13,7 +13,7 @@ from hdraft.decoding.graphed.static_step import StepKind
 from hdraft.decoding.target import LONG_TEXT
 from hdraft.drafting import Drafter, DraftTree
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
-from hdraft.drafting.methods.baselines import PromptLookupDrafter
+from hdraft.drafting.methods import PromptLookupDrafter
 from hdraft.evaluation.replay import ALL, replay
 from hdraft.evaluation.timed import PARTS, AsDecoded, Recorded, Timing, time_decoding, time_generate, time_sizes
 from hdraft.evaluation.timed_report import figures, parts, score

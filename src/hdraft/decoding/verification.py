@@ -76,9 +76,7 @@ class Argmax:
 
     scores = logits = None
 
-    def __init__(
-        self, input_ids: Tensor, eos_token_ids: frozenset[int], max_length: int, ranks: Ranks = ALONE
-    ) -> None:
+    def __init__(self, input_ids: Tensor, eos_token_ids: frozenset[int], max_length: int, ranks: Ranks = ALONE) -> None:
         self.input_ids = input_ids
         self.eos_token_ids = eos_token_ids
         self.ranks = ranks

@@ -7,22 +7,21 @@ from hdraft.drafting import Drafter
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
-from hdraft.drafting.methods.baselines import LookaheadDrafter, PromptLookupDrafter, RestDrafter
-from hdraft.drafting.methods.published import PublishedDrafter
+from hdraft.drafting.methods import LookaheadDrafter, PromptLookupDrafter, PublishedDrafter, RestDrafter
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "vanilla": {},
     "transformers": {},
     "transformers-pld": {},
     "pld": {},
-    "lookahead": {"level": 5, "window": 7, "guess": 7},
+    "lookahead": {"ngram_size": 5, "window": 7, "guess": 7},
     "rest": {"statistics_database": None},
     "published": {
         "context": True,
         "model_database": None,
         "statistics_database": None,
         "order": None,
-        "level": 5,
+        "ngram_size": 5,
         "window": 7,
         "guess": 7,
         "previous_tokens": 2,
@@ -150,7 +149,7 @@ def open_drafter(
     if vocab_size is None:
         vocab_size = max((each.vocab_size for each in (stored, general) if each is not None), default=needed)
     settings = {
-        name: options[name] for name in ("order", "level", "window", "guess", "previous_tokens") if name in options
+        name: options[name] for name in ("order", "ngram_size", "window", "guess", "previous_tokens") if name in options
     }
     if method == "hd":
         return HierarchyDrafter(vocab_size, stored, general, learn=options["learn"])

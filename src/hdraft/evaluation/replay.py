@@ -127,7 +127,7 @@ def replay_files(
     adaptive: bool = False,
     cost: str | os.PathLike[str] | None = None,
     order: str | None = None,
-    level: int | None = None,
+    ngram_size: int | None = None,
     guess: int | None = None,
     previous_tokens: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -143,7 +143,7 @@ def replay_files(
         learn: whether finished requests join D_m in memory (hd; by default they do).
         adaptive: whether the drafter's budget rule decides how much is worth drafting, by the cost curve (hd).
         cost: a built-in cost curve or a file, see `cost_curve`, to predict the speed-up with; `gpu` if adaptive.
-        order, level, guess, previous_tokens: see `PublishedDrafter` (published).
+        order, ngram_size, guess, previous_tokens: see `PublishedDrafter` (published).
         progress: see `replay`.
 
     Returns:
@@ -160,7 +160,7 @@ def replay_files(
         learn=learn,
         adaptive=adaptive,
         order=order,
-        level=level,
+        ngram_size=ngram_size,
         guess=guess,
         previous_tokens=previous_tokens,
         window=0,  # a trace has no logits to run a lookahead branch on

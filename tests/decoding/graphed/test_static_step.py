@@ -26,7 +26,7 @@ from hdraft.decoding.graphed.static_cache import SPARE, StaticCache, bucket
 from hdraft.decoding.graphed.static_step import PROGRAMS, ROWS, padded
 from hdraft.decoding.masks import Span, padded_rows, tree_mask
 from hdraft.decoding.target import Target
-from hdraft.drafting.methods.published import PublishedDrafter
+from hdraft.drafting.methods import PublishedDrafter
 from hdraft.drafting.tree import DraftTree
 
 
@@ -515,7 +515,7 @@ def test_buffers_are_let_go_before_others_are_made(model, monkeypatch):
 
 def test_a_lookahead_branch_fits_from_the_start(model):
     made, init = [], StaticCache.__init__
-    drafter = PublishedDrafter(VOCABULARY, window=20, level=7)
+    drafter = PublishedDrafter(VOCABULARY, window=20, ngram_size=7)
     expected = model.generate(prompt(), max_new_tokens=NEW)
     with mock.patch.object(StaticCache, "__init__", lambda self, *args: (made.append(args), init(self, *args))[1]):
         assert generate(model, prompt(), drafter, max_new_tokens=NEW, step="captured").tolist() == expected.tolist()

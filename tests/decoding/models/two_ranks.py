@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteri
 
 import hdraft
 from hdraft.decoding import costs
-from hdraft.drafting.methods.published import PublishedDrafter
+from hdraft.drafting.methods import PublishedDrafter
 
 NEW = 48
 

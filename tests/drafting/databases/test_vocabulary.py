@@ -13,7 +13,7 @@ from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.databases.storage import MANIFEST, DatabaseError
 from hdraft.drafting.databases.vocabulary import token_hashes, tokenizer_fingerprint
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
-from hdraft.drafting.methods.published import PublishedDrafter
+from hdraft.drafting.methods import PublishedDrafter
 from hdraft.evaluation.methods import open_drafter
 
 WORDS = ["[UNK]", "</s>", "a", "b", "c\n", "d"]

@@ -5,17 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hdraft.drafting.methods.baselines import LookaheadDrafter
+from hdraft.drafting.methods import LookaheadDrafter, PublishedDrafter
 from hdraft.drafting.methods.lookahead_branch import LookaheadBranch
-from hdraft.drafting.methods.published import PublishedDrafter
 
 TEXT = np.array([3, 1, 4, 1, 5, 9, 2, 6], np.int32)
 
 
-@given(window=st.integers(1, 9), level=st.integers(3, 7), extra=st.integers(0, 4))
-def test_the_window_is_a_tree_of_its_columns(window: int, level: int, extra: int) -> None:
-    branch = LookaheadBranch(TEXT, window, level)
-    for step in range(level + extra):
+@given(window=st.integers(1, 9), ngram_size=st.integers(3, 7), extra=st.integers(0, 4))
+def test_the_window_is_a_tree_of_its_columns(window: int, ngram_size: int, extra: int) -> None:
+    branch = LookaheadBranch(TEXT, window, ngram_size)
+    for step in range(ngram_size + extra):
         tree = branch.nodes()
         tree.check(vocab_size=10**6, budget=10**6, max_depth=branch.depth)
         assert tree.depths.max() == branch.depth
@@ -34,7 +33,7 @@ def test_the_window_is_a_tree_of_its_columns(window: int, level: int, extra: int
 
 
 def test_it_fills_a_row_a_step_and_then_gives_every_column_as_an_ngram() -> None:
-    branch = LookaheadBranch(TEXT, window=4, level=4)
+    branch = LookaheadBranch(TEXT, window=4, ngram_size=4)
     assert len(branch.rows[0]) == 5 and set(branch.rows[0].tolist()) <= set(TEXT.tolist())
     assert branch.advance([10, 11, 12, 13, 14], last=50) is None
     assert branch.advance([20, 21, 22, 23, 24], last=51) is None
@@ -57,8 +56,8 @@ def test_the_same_text_gives_the_same_window_whatever_draws_elsewhere() -> None:
 
 
 def test_impossible_windows_are_refused() -> None:
-    with pytest.raises(ValueError, match="window of 1 column at least, and a level of at least 3"):
-        PublishedDrafter(100, level=2, window=4)
+    with pytest.raises(ValueError, match="window of at least 1 column, and n-grams of at least 3"):
+        PublishedDrafter(100, ngram_size=2, window=4)
     with pytest.raises(ValueError, match="order 'SL' does not ask"):
         PublishedDrafter(100, order="SL", window=4)
     with pytest.raises(ValueError, match="window must be at least 1"):
@@ -66,7 +65,7 @@ def test_impossible_windows_are_refused() -> None:
 
 
 def test_lookahead_decoding_drafts_from_the_branch_alone() -> None:
-    session = LookaheadDrafter(10, level=3, window=2, guess=2).session([1, 2, 3, 1, 2, 3, 1])
+    session = LookaheadDrafter(10, ngram_size=3, window=2, guess=2).session([1, 2, 3, 1, 2, 3, 1])
     assert len(session.propose(8)) == 0
     session.extend([2], np.array([[2, 5, 6], [2, 7, 8], [2, 9, 9]]))
     assert session.propose(8).tokens.tolist() == [9, 9, 7, 8], "the latest two, the latest first"

@@ -13,15 +13,9 @@ from hypothesis import strategies as st
 from hdraft.drafting import UNLIMITED, Drafter, DraftTree, Source
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.statistics import StatisticsDatabase
-from hdraft.drafting.methods.published import (
-    OCCURRENCES,
-    PublishedDrafter,
-    allocate_retrieval,
-    find,
-    most_frequent_ngrams,
-    retrieve,
-    suffix_array,
-)
+from hdraft.drafting.methods import PublishedDrafter
+from hdraft.drafting.methods.ngrams import most_frequent_ngrams
+from hdraft.drafting.methods.retrieval import OCCURRENCES, allocate_retrieval, find, retrieve, suffix_array
 
 VOCAB, EOS = 6, 0
 Ids = Sequence[int]
@@ -56,14 +50,15 @@ def most_frequent(continuations: Sequence[Ids], choices: int) -> list[tuple[int,
 class PlainPublished:
     """The published hierarchy with dictionaries and lists."""
 
-    def __init__(self, outputs: Sequence[Ids], corpus: Sequence[Ids], *, level: int, guess: int, order: str) -> None:
-        self.level, self.guess, self.order, self.corpus = level, guess, order, corpus
+    def __init__(self, outputs: list[Ids], corpus: list[Ids], *, ngram_size: int, guess: int, order: str) -> None:
+        self.ngram_size, self.guess, self.order, self.corpus = ngram_size, guess, order, corpus
         self.context: dict[int, list[Ids]] = defaultdict(list)
         self.model: dict[int, list[Ids]] = defaultdict(list)
         frequency: Counter[tuple[int, ...]] = Counter()
         for output in outputs:
             # A dictionary rather than a set: n-grams of the same frequency stay in the order of their first occurrence.
-            frequency.update(list(dict.fromkeys(tuple(output[i : i + level]) for i in range(len(output) - level + 1))))
+            ngrams = (tuple(output[i : i + ngram_size]) for i in range(len(output) - ngram_size + 1))
+            frequency.update(list(dict.fromkeys(ngrams)))
         for ngram, _ in frequency.most_common(100_000):
             if len(self.model[ngram[0]]) < guess:
                 self.model[ngram[0]].append(list(ngram[1:]))
@@ -79,14 +74,14 @@ class PlainPublished:
     def extend(self, ids: Ids) -> None:
         for token in ids:
             self.text.append(token)
-            if len(self.text) >= self.level:
-                self.file(self.text[-self.level :])
+            if len(self.text) >= self.ngram_size:
+                self.file(self.text[-self.ngram_size :])
 
     def from_corpus(self) -> list[Ids]:
         chosen: list[Ids] = []
         found = most_frequent(followed(self.corpus, self.text[-2:]), 40)
         for prefix in sorted(found, key=len, reverse=True):
-            sequence = list(prefix[: self.level - 1])
+            sequence = list(prefix[: self.ngram_size - 1])
             if not any(other[: len(sequence)] == sequence for other in chosen):
                 chosen.append(sequence)
         return chosen
@@ -125,7 +120,7 @@ DOCUMENTS = st.lists(st.lists(TOKEN, min_size=1, max_size=30), max_size=8)
     prompt=st.lists(TOKEN, max_size=30),
     steps=st.lists(st.lists(TOKEN, min_size=1, max_size=5), min_size=1, max_size=8),
     order=st.sampled_from(["W", "S", "L", "WS", "SW", "WSL", "LWS", "SLW"]),
-    level=st.integers(2, 6),
+    ngram_size=st.integers(2, 6),
     guess=st.integers(1, 8),
     budget=st.integers(0, 40),
     max_depth=st.sampled_from([0, 1, 3, UNLIMITED]),
@@ -136,17 +131,17 @@ def test_drafts_as_the_plain_implementation_does(
     prompt: Ids,
     steps: list[Ids],
     order: str,
-    level: int,
+    ngram_size: int,
     guess: int,
     budget: int,
     max_depth: int,
 ) -> None:
-    plain = PlainPublished(outputs, corpus, level=level, guess=guess, order=order)
+    plain = PlainPublished(outputs, corpus, ngram_size=ngram_size, guess=guess, order=order)
     drafter = PublishedDrafter(
         VOCAB,
         ModelDatabase.from_documents(outputs, VOCAB, EOS),
         StatisticsDatabase.from_documents(corpus, VOCAB, EOS),
-        level=level,
+        ngram_size=ngram_size,
         guess=guess,
         order=order,
     )
@@ -204,7 +199,7 @@ def test_drafts_as_the_plain_implementation_does_on_recorded_text(order: str) ->
         reference.extend(text)
         return reference.propose(64, UNLIMITED)
 
-    reference = PlainPublished(outputs, corpus, level=5, guess=7, order=order)
+    reference = PlainPublished(outputs, corpus, ngram_size=5, guess=7, order=order)
     assert_same_on_recorded(PublishedDrafter(RECORDED_VOCAB, *databases, order=order), plain)
 
 
@@ -250,7 +245,7 @@ def test_retrieval_looks_at_so_many_occurrences_only() -> None:
 
 
 def test_context_lists_are_least_recently_used() -> None:
-    session = PublishedDrafter(10, level=2, guess=2).session([1, 2, 1, 3, 1])
+    session = PublishedDrafter(10, ngram_size=2, guess=2).session([1, 2, 1, 3, 1])
     assert session.propose(9).tokens.tolist() == [3, 2]
     session.extend([2, 1])  # 2 was used again
     assert session.propose(9).tokens.tolist() == [2, 3]
@@ -259,14 +254,14 @@ def test_context_lists_are_least_recently_used() -> None:
 
 
 def test_accepted_ngrams_enter_at_once() -> None:
-    session = PublishedDrafter(10, level=3).session([1, 2])
+    session = PublishedDrafter(10, ngram_size=3).session([1, 2])
     assert not len(session.propose(9))
     session.extend([3, 1])
     assert session.propose(9).tokens.tolist() == [2, 3]
 
 
 def test_lookahead_ngrams_enter_before_the_accepted_ones() -> None:
-    session = PublishedDrafter(10, level=3).session([7, 1, 2, 3])
+    session = PublishedDrafter(10, ngram_size=3).session([7, 1, 2, 3])
     session.extend([4, 1], ngrams=np.array([[1, 5, 6], [8, 9, 9], [1, 2, 9]]))
     assert session.propose(9).tokens.tolist() == [2, 9, 5, 6, 3]
     assert session.propose(9).parents.tolist() == [-1, 0, -1, 2, 0]
@@ -274,7 +269,7 @@ def test_lookahead_ngrams_enter_before_the_accepted_ones() -> None:
 
 @pytest.mark.parametrize("ngrams", [[[1, 2]], [1, 2, 3], [[1, 2, 10]], [[1, -2, 3]]])
 def test_bad_lookahead_ngrams_are_refused(ngrams: list[list[int]]) -> None:
-    session = PublishedDrafter(10, level=3).session([1, 2, 3])
+    session = PublishedDrafter(10, ngram_size=3).session([1, 2, 3])
     with pytest.raises(ValueError, match=r"ngrams must be|vocabulary"):
         session.extend([1], ngrams=np.array(ngrams))
 
@@ -282,7 +277,7 @@ def test_bad_lookahead_ngrams_are_refused(ngrams: list[list[int]]) -> None:
 def test_model_ngrams_are_counted_by_document() -> None:
     outputs = [[1, 2, 3, 1, 2, 3, 1, 2], [1, 4], [5, 1, 4]]
     assert most_frequent_ngrams(map(np.array, outputs), 2).tolist() == [[1, 4], [1, 2], [2, 3], [3, 1], [5, 1]]
-    drafter = PublishedDrafter(10, ModelDatabase.from_documents(outputs, 10, EOS), level=2, guess=1, order="S")
+    drafter = PublishedDrafter(10, ModelDatabase.from_documents(outputs, 10, EOS), ngram_size=2, guess=1, order="S")
     tree = drafter.session([1]).propose(9)
     assert tree.tokens.tolist() == [4] and tree.sources.tolist() == [Source.MODEL]
 
@@ -299,9 +294,10 @@ def test_statistics_answer_the_last_two_tokens_longest_first() -> None:
 def test_seven_sequences_database_after_database() -> None:
     prompt = [token for i in range(2, 7) for token in (1, i)] + [1]
     outputs = [[1, i] for i in range(10, 16)]
-    drafter = PublishedDrafter(20, ModelDatabase.from_documents(outputs, 20, EOS), level=2)
+    database = ModelDatabase.from_documents(outputs, 20, EOS)
+    drafter = PublishedDrafter(20, database, ngram_size=2)
     assert drafter.session(prompt).propose(9).tokens.tolist() == [6, 5, 4, 3, 2, 10, 11]
-    drafter = PublishedDrafter(20, ModelDatabase.from_documents(outputs, 20, EOS), level=2, order="SW", max_sequences=8)
+    drafter = PublishedDrafter(20, database, ngram_size=2, order="SW", max_sequences=8)
     assert drafter.session(prompt).propose(9).tokens.tolist() == [10, 11, 12, 13, 14, 15, 6, 5]
 
 
@@ -311,7 +307,7 @@ def test_bad_orders_are_refused(order: str) -> None:
         PublishedDrafter(10, order=order)
 
 
-@pytest.mark.parametrize("setting", ["guess", "previous_tokens", "max_sequences", "level"])
+@pytest.mark.parametrize("setting", ["guess", "previous_tokens", "max_sequences", "ngram_size"])
 def test_settings_out_of_range_are_refused(setting: str) -> None:
     with pytest.raises(ValueError, match=setting):
         PublishedDrafter(10, **{setting: 0})

@@ -1,9 +1,9 @@
 """The lookahead branch: the Jacobi window of Lookahead Decoding (arXiv 2402.02057), whose n-grams feed D_c.
 
 A step verifies its draft and, beside it, guesses further ahead: `window` columns are each a guess at the text from one
-place on, `level` - 1 tokens long, and every step each column gets one token longer, the target's own next one. A column
-then is an n-gram of `level` tokens; it goes to D_c, and the column goes on without its first token. With window 4 and
-level 3, after a text that ends in `a`, row 0 begins with `a` itself:
+place on, `ngram_size` - 1 tokens long, and every step each column gets one token longer, the target's own next one. A
+column then is an n-gram of `ngram_size` tokens; it goes to D_c, and the column goes on without its first token. With 4
+columns and n-grams of 3 tokens, after a text that ends in `a`, row 0 begins with `a` itself:
 
     row 0     a ── b ── c ── d      the text, and guesses at the three tokens after it
               │    │    │    │
@@ -33,21 +33,15 @@ class LookaheadBranch:
     """The window of one request.
 
     Attributes:
-        rows: the tokens of each row, but for the text's last one, which row 0 begins with; `level` - 1 rows once the
-            window is filled, the first with `window` - 1 tokens and the others with `window`.
+        rows: the tokens of each row, but for the text's last one, which row 0 begins with; `ngram_size` - 1 rows once
+            the window is filled, the first with `window` - 1 tokens and the others with `window`.
     """
 
-    def __init__(self, text: Row, window: int, level: int) -> None:
-        """Begin with tokens drawn from `text`, the prompt, of one token at least.
-
-        Raises:
-            ValueError: no column, or n-grams of fewer than 3 tokens.
-        """
-        if window < 1 or level < 3:
-            raise ValueError("a lookahead branch needs a window of 1 column at least, and a level of at least 3")
-        self.level = level
+    def __init__(self, text: Row, window: int, ngram_size: int) -> None:
+        """Begin with tokens drawn from `text`, the prompt, of one token at least."""
+        self.ngram_size = ngram_size
         self.last = int(text[-1])
-        self.rows: list[Row] = [np.random.default_rng(_SEED).choice(text, window + level - 3)]
+        self.rows: list[Row] = [np.random.default_rng(_SEED).choice(text, window + ngram_size - 3)]
 
     def nodes(self) -> DraftTree:
         """The window's tokens as nodes below the text's last token, row after row; siblings may be equal."""
@@ -74,11 +68,11 @@ class LookaheadBranch:
             last: the text's last token after this step.
 
         Returns:
-            The columns as n-grams, int32[window, level], the leftmost first; None while the window is being filled.
+            The columns as n-grams, int32[window, ngram_size], the leftmost first; None while the window is filling.
         """
         new = np.asarray(predictions, dtype=np.int32)
         ngrams = None
-        if len(self.rows) == self.level - 1:
+        if len(self.rows) == self.ngram_size - 1:
             ngrams = np.stack([np.append(np.int32(self.last), self.rows[0]), *self.rows[1:], new], axis=1)
             self.rows = [self.rows[1][1:], *self.rows[2:], new]
         elif len(self.rows) == 1:  # nothing follows the text itself: what does is verified
@@ -87,3 +81,13 @@ class LookaheadBranch:
             self.rows = [row[1:] for row in (*self.rows, new)]
         self.last = last
         return ngrams
+
+
+def check_branch(window: int, ngram_size: int) -> None:
+    """Refuse what no lookahead branch can be.
+
+    Raises:
+        ValueError: no column, or n-grams of fewer than 3 tokens.
+    """
+    if window < 1 or ngram_size < 3:
+        raise ValueError("a lookahead branch needs a window of at least 1 column, and n-grams of at least 3 tokens")

@@ -15,47 +15,11 @@ from test_published import (
 
 from hdraft.drafting import UNLIMITED, DraftTree, Source
 from hdraft.drafting.databases.statistics import StatisticsDatabase
-from hdraft.drafting.methods.baselines import PromptLookupDrafter, RestDrafter
+from hdraft.drafting.methods import RestDrafter
 
 VOCAB, EOS = 5, 0
 TOKEN = st.integers(1, VOCAB - 1)
 Ids = Sequence[int]
-
-
-def look_up(text: list[int], max_ngram: int, draft: int) -> list[int]:
-    """Prompt lookup as Spec-Bench runs it, one n-gram length after another."""
-    n = len(text)
-    for length in range(min(max_ngram, n), 0, -1):
-        for begin in range(n - length + 1):
-            end = begin + length
-            if text[begin:end] == text[n - length :] and end + draft <= n and end < n - length:
-                return text[end : end + draft]
-    return []
-
-
-@settings(deadline=None)
-@given(st.lists(TOKEN, max_size=60), st.integers(1, 4), st.integers(1, 6), st.integers(0, 8))
-def test_prompt_lookup_drafts_as_the_plain_implementation_does(
-    text: list[int], max_ngram: int, draft: int, budget: int
-) -> None:
-    session = PromptLookupDrafter(VOCAB, max_ngram=max_ngram, draft=draft).session(text)
-    tree = session.propose(budget)
-    assert tree.tokens.tolist() == look_up(text, max_ngram, draft)[:budget]
-    assert tree.parents.tolist() == list(range(-1, len(tree) - 1))
-    assert set(tree.sources.tolist()) <= {Source.CONTEXT}
-
-
-def test_prompt_lookup_takes_the_longest_match_then_the_first() -> None:
-    drafter = PromptLookupDrafter(20, draft=2)
-    assert drafter.session([9, 2, 3, 4, 1, 2, 5, 6, 1, 2]).propose(9).tokens.tolist() == [5, 6]
-    assert drafter.session([2, 3, 4, 1, 2, 5, 6, 7, 2]).propose(9).tokens.tolist() == [3, 4]
-
-
-def test_prompt_lookup_passes_over_an_occurrence_that_too_few_tokens_follow() -> None:
-    session = PromptLookupDrafter(20, draft=3).session([1, 2, 3, 1])
-    assert session.propose(9).tokens.tolist() == [2, 3, 1]
-    session = PromptLookupDrafter(20, draft=4).session([1, 2, 3, 1])
-    assert not len(session.propose(9))
 
 
 def rest(corpus: list[Ids], text: list[int], choices: int, max_depth: int, budget: int) -> DraftTree:
@@ -106,14 +70,9 @@ def test_rest_drafts_as_the_plain_implementation_does(
 
 
 @needs_recorded
-def test_baselines_draft_as_the_plain_implementations_do_on_recorded_text() -> None:
+def test_rest_drafts_as_the_plain_implementation_does_on_recorded_text() -> None:
     corpus = recorded_corpus(8_000)
     statistics = StatisticsDatabase.from_documents(corpus, RECORDED_VOCAB, RECORDED_EOS)
-    assert_same_on_recorded(
-        PromptLookupDrafter(RECORDED_VOCAB),
-        lambda text: DraftTree.from_sequences([look_up(list(text), 3, 10)], [Source.CONTEXT]),
-        requests=60,
-    )
     assert_same_on_recorded(
         RestDrafter(RECORDED_VOCAB, statistics), lambda text: rest(corpus, list(text), 64, UNLIMITED, 64)
     )
@@ -127,18 +86,15 @@ def test_rest_takes_the_longest_context() -> None:
     assert not len(drafter.session([7, 7, 7, 3]).propose(9))
 
 
-def test_settings_out_of_range_are_refused() -> None:
-    database = StatisticsDatabase.from_documents([[1, 2]], VOCAB, EOS)
-    for drafter, settings_ in (
-        (PromptLookupDrafter, {"max_ngram": 0}),
-        (PromptLookupDrafter, {"draft": 0}),
-        (lambda vocab, **kwargs: RestDrafter(vocab, database, **kwargs), {"choices": 0}),
-        (lambda vocab, **kwargs: RestDrafter(vocab, database, **kwargs), {"max_span": 1}),
-    ):
-        with pytest.raises(ValueError, match="at least 1"):
-            drafter(VOCAB, **settings_)
+@pytest.mark.parametrize("setting", [{"choices": 0}, {"max_span": 1}])
+def test_settings_out_of_range_are_refused(setting: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        RestDrafter(VOCAB, StatisticsDatabase.from_documents([[1, 2]], VOCAB, EOS), **setting)
+
+
+def test_a_database_of_a_larger_vocabulary_is_refused() -> None:
     with pytest.raises(ValueError, match="vocabulary"):
-        RestDrafter(VOCAB - 1, database)
+        RestDrafter(VOCAB - 1, StatisticsDatabase.from_documents([[1, 2]], VOCAB, EOS))
 
 
 def test_a_model_may_know_more_ids_than_its_databases() -> None:
