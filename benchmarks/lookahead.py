@@ -35,7 +35,7 @@ class BesideLookahead:
 
     def __init__(self, drafter: Drafter, lookahead: LookaheadDrafter) -> None:
         self.vocab_size = drafter.vocab_size
-        self.window = lookahead.window
+        self.lookahead_nodes = lookahead.lookahead_nodes
         self.drafter, self.pool = drafter, lookahead
 
     def session(self, prompt_ids: TokenIds, costs: npt.NDArray[np.floating] | None = None) -> "BesideSession":

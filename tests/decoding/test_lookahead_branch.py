@@ -83,7 +83,7 @@ class Recorder:
     """A drafter whose session's pool is kept after each step."""
 
     def __init__(self, drafter) -> None:
-        self.drafter, self.vocab_size, self.window = drafter, drafter.vocab_size, drafter.window
+        self.drafter, self.vocab_size, self.lookahead_nodes = drafter, drafter.vocab_size, drafter.lookahead_nodes
         self.steps: list[tuple[list[int], Pool]] = []
 
     def session(self, prompt_ids, costs=None):

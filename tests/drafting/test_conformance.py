@@ -1,17 +1,22 @@
 """What every Drafter must do, whatever its method: add a new one to `DRAFTERS`."""
 
 import random
+import re
 import threading
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hdraft.drafting import UNLIMITED, Drafter, DraftTree, Source
+import hdraft
+from hdraft.drafting import UNLIMITED, Drafter, DraftSession, DraftTree, Source
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.statistics import StatisticsDatabase
+from hdraft.drafting.drafter import lookahead_branch, lookahead_nodes, weighs_costs
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.drafting.methods import PromptLookupDrafter, PublishedDrafter, RestDrafter
 
@@ -159,6 +164,34 @@ def test_ngrams_and_candidates_are_taken(drafter: Drafter) -> None:
     ngrams = np.array([[1, 2, 3, 4, 5], [2, 3, 4, 5, 6]])
     session.extend([1], ngrams=ngrams, candidates=np.ones((1 + size, 4), np.int64))
     assert_conforms(session.propose(16), 16, UNLIMITED)
+
+
+def test_no_lookahead_branch_is_larger_than_its_drafter_says(drafter: Drafter) -> None:
+    session = drafter.session(text(3, 30))
+    branch = lookahead_branch(session)
+    assert (branch is None) == (lookahead_nodes(drafter) == 0)
+    for _ in range(6 if branch is not None else 0):
+        assert branch is not None and 0 < len(branch.nodes()) <= lookahead_nodes(drafter)
+        session.extend([1], branch.advance(np.ones(len(branch.rows[-1])), 1))
+
+
+def test_a_drafter_without_the_optional_attributes_is_one_too() -> None:
+    class Minimal:
+        vocab_size = VOCAB
+
+    assert not weighs_costs(cast(Drafter, Minimal()))
+    assert lookahead_nodes(cast(Drafter, Minimal())) == 0
+    assert lookahead_branch(cast(DraftSession, Minimal())) is None
+    assert not weighs_costs(None) and lookahead_nodes(None) == 0
+
+
+def test_nothing_else_of_a_drafter_is_found_by_guessing() -> None:
+    """Who uses one reads what the protocol declares."""
+    package = Path(hdraft.__file__).parent
+    guess = re.compile(r"(get|has)attr\(\s*[\w.]*(drafter|session)\b")
+    assert {path.name for path in package.rglob("*.py") if guess.search(path.read_text(encoding="utf-8"))} == {
+        "drafter.py"
+    }
 
 
 def test_sessions_are_independent(drafter: Drafter) -> None:

@@ -73,6 +73,18 @@ def test_a_package_that_can_be_written_keeps_its_kernels_and_says_nothing(packag
     assert run(package, HOME="/dev/null") == (["loaded", where], [])
 
 
+def test_a_change_to_any_file_with_kernels_compiles_anew(package, tmp_path):
+    """Not just to the one that a kernel stands in: it may use others, whose old code Numba would go on running."""
+    variables = {"HOME": "/dev/null", "NUMBA_CACHE_DIR": str(tmp_path / "given")}
+    run(package, **variables)
+    for change in ("tree.py", "hierarchy/mixing.py", "databases/sorting.py", "methods/rest.py"):
+        path = package / "hdraft" / "drafting" / change
+        assert b"@kernel" in path.read_bytes()
+        with open(path, "ab") as file:
+            file.write(b"# changed\n")
+        assert [run(package, **variables)[0][0] for _ in range(2)] == ["compiled", "loaded"], change
+
+
 def test_a_read_only_package_keeps_its_kernels_in_the_users_cache_folder(package, tmp_path):
     home = tmp_path / "home"
     home.mkdir()

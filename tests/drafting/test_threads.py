@@ -20,7 +20,9 @@ from hdraft.drafting.databases import context, sorting
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.hierarchy import drafter as hierarchy
-from hdraft.drafting.hierarchy.drafter import HierarchyDrafter, advance_and_grow
+from hdraft.drafting.hierarchy import growth
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
+from hdraft.drafting.hierarchy.growth import advance_and_grow
 from hdraft.drafting.kernel import specialised
 
 VOCAB, EOS = 500, 0
@@ -45,9 +47,10 @@ def request(drafter: HierarchyDrafter, ids: npt.NDArray[np.int64]) -> tuple[int,
     while emitted < len(ids):
         tree = session.propose(BUDGET, min(MAX_DEPTH, len(ids) - emitted - 1))
         tree.check(VOCAB, BUDGET, MAX_DEPTH)
-        assert len(set(zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True))) == len(tree)
         begin, node = emitted, -1
-        while emitted < len(ids) - 1 and (node := tree.child(node, ids[emitted])) >= 0:
+        nodes = {key: node for node, key in enumerate(zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True))}
+        assert len(nodes) == len(tree)
+        while emitted < len(ids) - 1 and (node := nodes.get((node, int(ids[emitted])), -1)) >= 0:
             emitted += 1
         emitted += 1  # the target's own
         session.extend(ids[begin:emitted])
@@ -90,7 +93,7 @@ def test_every_kernel_is_compiled_to_run_without_the_lock() -> None:
 LONG = np.random.default_rng(0).integers(1, 60, 200_000)
 WORK: dict[str, tuple[ModuleType, Callable[[], Any]]] = {
     "a session starts": (context, lambda: HierarchyDrafter(VOCAB).session(LONG)),
-    "a session drafts": (hierarchy, lambda: propose_after(LONG)),
+    "a session drafts": (growth, lambda: propose_after(LONG)),
     "a database is sorted": (sorting, lambda: StatisticsDatabase.from_tokens(LONG, VOCAB, EOS)),
 }
 

@@ -162,8 +162,8 @@ def test_replay_is_decoding(output: list[int], budget: int) -> None:
         tree = session.propose(budget, len(output) - emitted - 1)
         node = -1
         begin = emitted
-        while (child := tree.child(node, output[emitted])) >= 0:
-            node = child
+        while len(child := np.flatnonzero((tree.parents == node) & (tree.tokens == output[emitted]))):
+            node = int(child[0])
             emitted += 1
         emitted += 1
         session.extend(output[begin:emitted])

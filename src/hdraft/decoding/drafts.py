@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 
-from hdraft.drafting.drafter import Drafter, DraftSession, TokenIds
+from hdraft.drafting.drafter import Drafter, DraftSession, TokenIds, lookahead_branch
 from hdraft.drafting.methods.lookahead_branch import LookaheadBranch
 from hdraft.drafting.tree import DraftTree
 
@@ -31,7 +31,7 @@ class Drafts:
         if drafter is not None:
             with self._guarded():
                 self._session = drafter.session(prompt, costs)
-                self._branch = getattr(self._session, "lookahead", None)
+                self._branch = lookahead_branch(self._session)
 
     def propose(self, budget: int, depth: int) -> DraftTree:
         """A tree within these bounds, for certain."""

@@ -48,7 +48,7 @@ from hdraft.decoding.options import (
 from hdraft.decoding.stats import Statistics
 from hdraft.decoding.target import Target
 from hdraft.decoding.verification import Argmax, Processed
-from hdraft.drafting.drafter import UNLIMITED, Drafter
+from hdraft.drafting.drafter import UNLIMITED, Drafter, lookahead_nodes, weighs_costs
 from hdraft.drafting.hierarchy.budget import BudgetRule
 
 Output = Tensor | GenerateDecoderOnlyOutput
@@ -173,7 +173,7 @@ def starter(
             BudgetRule(costs)  # refuses what are no costs, before any work
         kind = default_step(model) if step is None else step
         measured = costs
-        if measured is None and budget > 0 and getattr(drafter, "uses_costs", False):
+        if measured is None and budget > 0 and weighs_costs(drafter):
             measured = measure_costs(model, kind)
         limits = [criterion.max_length for criterion in stopping_criteria if isinstance(criterion, MaxLengthCriteria)]
         max_length = int(min(limits, default=UNLIMITED))
@@ -188,7 +188,7 @@ def starter(
             positions,
             prefills_in_chunks=chunk is not None,
             step=kind,
-            budget=0 if drafter is None else budget + _branch(drafter),
+            budget=0 if drafter is None else budget + lookahead_nodes(drafter),
             max_length=max_length,
             device=input_device(model, input_ids.device),
             extras=extras,
@@ -281,11 +281,6 @@ def _choice(
         output_logits=bool(recorded and options.output_logits),
         ranks=ranks,
     )
-
-
-def _branch(drafter: Drafter) -> int:
-    """The most nodes of a drafter's lookahead branch."""
-    return getattr(drafter, "window", 0) * (getattr(drafter, "level", 1) - 1)
 
 
 def _with_output(

@@ -15,7 +15,7 @@ from hdraft.decoding.cache import GrowingCache
 from hdraft.decoding.logs import say_once
 from hdraft.decoding.models.names import CACHE, generate_arguments, may_take, takes
 from hdraft.decoding.models.support import Shape, UnsupportedError, rope_limits
-from hdraft.drafting.drafter import Drafter, vocabulary_size
+from hdraft.drafting.drafter import Drafter, lookahead_nodes, vocabulary_size
 
 
 def _names(*lines: str) -> frozenset[str]:
@@ -301,7 +301,7 @@ def check_lookahead(model: PreTrainedModel, shape: Shape, drafter: Drafter | Non
     Raises:
         UnsupportedError: its message names the reason and the way out.
     """
-    if shape == "chain" and getattr(drafter, "window", 0) > 0:
+    if shape == "chain" and lookahead_nodes(drafter):
         raise UnsupportedError(
             f"{type(model).__name__} verifies single chains of draft tokens, and a lookahead branch is a tree:"
             " make the drafter with window=0, or use another"

@@ -1,6 +1,6 @@
 """The protocol that every drafting method follows, ours and each baseline.
 
-The decoding loop, the replay of traces and the adapters to other engines know these two classes and nothing else:
+The decoding loop and the replay of traces know a method by what this file declares, and by nothing else:
 
     session = drafter.session(prompt_ids, costs)
     while not finished:
@@ -9,18 +9,27 @@ The decoding loop, the replay of traces and the adapters to other engines know t
         session.extend(token_ids)
     session.close()
 
-A drafter whose D_c takes the n-grams of a lookahead branch has `window`, its columns, above 0, and its sessions have
-`lookahead`, the branch; an engine that has the target's logits runs it in the same forward pass.
+Every drafter has all of `Drafter`, and every session all of `DraftSession`. Three more attributes are optional; the
+functions below read them, and give a default for a method that does without:
+
+    drafter.uses_costs         whether it weighs the cost of a step         `weighs_costs`       False
+    drafter.lookahead_nodes    the most nodes of its lookahead branch       `lookahead_nodes`    0
+    session.lookahead          that branch, which feeds D_c                 `lookahead_branch`   None
+
+The adapter to vLLM is for `HierarchyDrafter` alone, and uses more of it than this: a price, the length of a match.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from hdraft.drafting.kernel import kernel
 from hdraft.drafting.tree import DraftTree
+
+if TYPE_CHECKING:
+    from hdraft.drafting.methods.lookahead_branch import LookaheadBranch
 
 TokenIds = Sequence[int] | npt.NDArray[np.integer]
 """Token ids of one sequence: a list, or a 1-D integer array."""
@@ -30,7 +39,7 @@ UNLIMITED = 2**31 - 1
 
 
 class DraftSession(Protocol):
-    """What belongs to one request: its text, its D_c, its counters. Used by one thread at a time."""
+    """One request: its text, its D_c, its counters. Used by one thread at a time."""
 
     def propose(self, budget: int, max_depth: int = UNLIMITED) -> DraftTree:
         """Draft at most `budget` nodes, none deeper than `max_depth`: the tokens the request may still emit."""
@@ -46,7 +55,7 @@ class DraftSession(Protocol):
 
         Args:
             token_ids: the tokens emitted, in order.
-            ngrams: int[m, level], n-grams of the lookahead branch, for D_c.
+            ngrams: int[m, ngram_size], n-grams of the lookahead branch, for D_c.
             candidates: int[1 + n, k], the target's most likely next tokens after the last accepted token and after
                 each verified node, where the engine has its logits.
         """
@@ -58,7 +67,7 @@ class DraftSession(Protocol):
 
 
 class Drafter(Protocol):
-    """What requests share: D_m and D_s. Safe to share between threads."""
+    """The part that requests share: D_m and D_s. Safe to share between threads."""
 
     vocab_size: int
     """Ids at or above it are never drafted."""
@@ -73,6 +82,22 @@ class Drafter(Protocol):
                 budget.
         """
         ...
+
+
+def weighs_costs(drafter: Drafter | None) -> bool:
+    """Whether a drafter's sessions use the `costs` that they are given, so that an engine has to measure them."""
+    return bool(getattr(drafter, "uses_costs", False))
+
+
+def lookahead_nodes(drafter: Drafter | None) -> int:
+    """The most nodes of the lookahead branch that is forwarded beside a drafter's trees; 0 for no branch."""
+    return int(getattr(drafter, "lookahead_nodes", 0))
+
+
+def lookahead_branch(session: DraftSession) -> "LookaheadBranch | None":
+    """The lookahead branch of a request: an engine that has the target's logits runs it in the same forward pass."""
+    branch: LookaheadBranch | None = getattr(session, "lookahead", None)
+    return branch
 
 
 def vocabulary_size(model: Any) -> int:

@@ -29,45 +29,6 @@ class Source(IntEnum):
     """D_s: general text."""
 
 
-@kernel
-def _first_fault(
-    tokens: npt.NDArray[np.int32],
-    parents: npt.NDArray[np.int32],
-    depths: npt.NDArray[np.int32],
-    sources: npt.NDArray[np.uint8],
-    vocab_size: int,
-    max_depth: int,
-    n_sources: int,
-) -> int:
-    """The first node that is not one of a tree; -1 if all are."""
-    for node in range(len(tokens)):
-        parent = parents[node]
-        if not (-1 <= parent < node and 0 <= tokens[node] < vocab_size and sources[node] < n_sources):
-            return node
-        depth = 1 if parent < 0 else depths[parent] + 1
-        if depths[node] != depth or depth > max_depth:
-            return node
-    return -1
-
-
-@kernel
-def _end_of_best_path(
-    parents: npt.NDArray[np.int32],
-    depths: npt.NDArray[np.int32],
-    probabilities: npt.NDArray[np.float32],
-    k: int,
-    price: float,
-    worth: npt.NDArray[np.float64],
-) -> int:
-    """The last node of the path that is worth most, at most `k` nodes long; -1 if none is worth anything."""
-    best, end = 0.0, -1
-    for node in range(len(parents)):
-        worth[node] = probabilities[node] - price + (worth[parents[node]] if parents[node] >= 0 else 0.0)
-        if depths[node] <= k and worth[node] > best:
-            best, end = worth[node], node
-    return end
-
-
 class DraftTree:
     """A trie of n draft tokens as flat arrays, parents before children, siblings distinct.
 
@@ -181,11 +142,6 @@ class DraftTree:
             np.concatenate((self.depths, other.depths)),
         )
 
-    def child(self, parent: int, token: int) -> int:
-        """The index of the child of `parent` (-1: the last accepted token) that holds `token`, or -1."""
-        found = np.flatnonzero((self.parents == parent) & (self.tokens == token))
-        return int(found[0]) if len(found) else -1
-
     def best_chain(self, k: int, price: float = 0.0) -> "DraftTree":
         """The path, at most `k` tokens long, that is worth most, for engines that verify a single sequence.
 
@@ -210,3 +166,42 @@ class DraftTree:
             self.probabilities[chain],
             self.depths[chain],
         )
+
+
+@kernel
+def _first_fault(
+    tokens: npt.NDArray[np.int32],
+    parents: npt.NDArray[np.int32],
+    depths: npt.NDArray[np.int32],
+    sources: npt.NDArray[np.uint8],
+    vocab_size: int,
+    max_depth: int,
+    n_sources: int,
+) -> int:
+    """The first node that is not one of a tree; -1 if all are."""
+    for node in range(len(tokens)):
+        parent = parents[node]
+        if not (-1 <= parent < node and 0 <= tokens[node] < vocab_size and sources[node] < n_sources):
+            return node
+        depth = 1 if parent < 0 else depths[parent] + 1
+        if depths[node] != depth or depth > max_depth:
+            return node
+    return -1
+
+
+@kernel
+def _end_of_best_path(
+    parents: npt.NDArray[np.int32],
+    depths: npt.NDArray[np.int32],
+    probabilities: npt.NDArray[np.float32],
+    k: int,
+    price: float,
+    worth: npt.NDArray[np.float64],
+) -> int:
+    """The last node of the path that is worth most, at most `k` nodes long; -1 if none is worth anything."""
+    best, end = 0.0, -1
+    for node in range(len(parents)):
+        worth[node] = probabilities[node] - price + (worth[parents[node]] if parents[node] >= 0 else 0.0)
+        if depths[node] <= k and worth[node] > best:
+            best, end = worth[node], node
+    return end

@@ -40,7 +40,7 @@ _REST = 256  # … so many
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Settings:
-    """What `additional_config` may say under `hdraft`.
+    """The settings in `additional_config` under `hdraft`.
 
     Attributes:
         model_database: D_m, a folder or a name on the Hub.
@@ -120,7 +120,7 @@ class _Request:
 
 @dataclasses.dataclass(slots=True)
 class _Call:
-    """What a call of `propose` leaves for the next: int64[rows] `lengths`, and what drafting took and gave."""
+    """A record of one call of `propose` for the next: int64[rows] `lengths`, and what drafting took and gave."""
 
     lengths: npt.NDArray[np.int64]
     drafting: bool = False
@@ -131,7 +131,7 @@ class _Call:
 
 
 class _Load:
-    """What a draft token costs and what drafting brings, as the last steps tell.
+    """The costs of draft tokens and the gains of drafting, as the last steps tell.
 
     A step over n tokens takes about a + b n seconds. Tokens that are emitted at a rate of rho a second are worth
     1 / rho seconds each, so a draft token is worth its place while its probability exceeds rho b. Until b is known, a
@@ -146,7 +146,7 @@ class _Load:
         self._batches: dict[int, _Batch] = {}  # by the size of the batch, in powers of two
 
     def batch(self, rows: int) -> "_Batch":
-        """What is kept for batches of about this size."""
+        """The rates of batches of about this size."""
         return self._batches.setdefault((rows - 1).bit_length(), _Batch())
 
     def price(self, rows: int) -> float:
@@ -225,13 +225,13 @@ class HierarchyProposer:
         self._last = _Call(np.zeros(0, np.int64))
         self._failed = False
         parallel = vllm_config.parallel_config
-        self._heard = parallel.rank % parallel.tensor_parallel_size == 0  # vLLM takes one rank's drafts
-        if self._heard:
+        self._drafts = parallel.rank % parallel.tensor_parallel_size == 0  # vLLM takes one rank's drafts
+        if self._drafts:
             self._drafter = _open(self._settings, vllm_config.model_config)
             self._drafter.warm_up()
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """There is none."""
+        """Part of vLLM's interface; a drafter without a model has nothing to load."""
 
     def propose(
         self,
@@ -247,11 +247,11 @@ class HierarchyProposer:
                 prompt is being read.
             num_tokens_no_spec: int32[max rows], how many tokens each row has, those emitted included.
             token_ids_cpu: int32[max rows, max_model_len], the tokens.
-            slot_mappings: of no use here.
+            slot_mappings: unused.
         """
         rows = len(sampled_token_ids)
         drafts: list[list[int]] = [[] for _ in range(rows)]
-        if self._heard:
+        if self._drafts:
             try:
                 sampled = [_row(ids) for ids in sampled_token_ids]
                 self._propose(sampled, num_tokens_no_spec[:rows], token_ids_cpu[:rows], drafts)
@@ -372,7 +372,7 @@ class HierarchyProposer:
 
 
 def _row(ids: Any) -> list[int]:
-    """What a row emitted; what is no list of ids is nothing, and no other row's concern."""
+    """The ids that a row emitted; none where it is no list of ids, so that one bad row does not stop the others."""
     try:
         row: list[int] = np.asarray(ids, np.int32).reshape(-1).tolist()
     except (ValueError, TypeError, OverflowError):

@@ -18,7 +18,7 @@ from hdraft.decoding import Statistics, generate
 from hdraft.decoding.models.probe import draft_shape
 from hdraft.decoding.models.support import places_left
 from hdraft.drafting import Drafter, Source
-from hdraft.drafting.drafter import vocabulary_size
+from hdraft.drafting.drafter import lookahead_nodes, vocabulary_size
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.evaluation.methods import UNDRAFTED, open_drafter
 from hdraft.evaluation.questions import Question, QuestionError
@@ -214,7 +214,7 @@ class Answerer:
             return None
         options = self.setup.methods[method]
         drafter = open_drafter(method, options, vocab_size=vocabulary_size(self.model), tokenizer=self.tokenizer)
-        if getattr(drafter, "window", 0) > 0 and draft_shape(self.model) == "chain":
+        if lookahead_nodes(drafter) and draft_shape(self.model) == "chain":
             raise ValueError(
                 f"{type(self.model).__name__} verifies single chains of draft tokens, and the lookahead branch of"
                 f" {method} is a tree: name the other methods with --method, and add --window 0 for published"

@@ -3,7 +3,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hdraft.drafting.databases.context import MAX_LENGTH, NONE, ContextDatabase, step_down
+from hdraft.drafting.databases.context import MAX_LENGTH, NONE, ContextDatabase, descend
 
 texts = st.lists(st.integers(0, 3), max_size=80)
 
@@ -45,7 +45,7 @@ def test_any_context_is_reached_from_the_root_and_counts_what_followed_it(text: 
     database = ContextDatabase(text)
     handle = 0
     for token in context:
-        handle = step_down(database.trie, handle, token)
+        handle = descend(database.trie, handle, token)
         if handle == NONE:
             break
     occurs = any(text[i : i + len(context)] == context for i in range(len(text)))
@@ -69,7 +69,7 @@ def test_a_text_in_pieces_is_the_text_at_once(text: list[int], pieces: list[int]
 
 def test_children_are_kept_most_recent_first() -> None:
     database = ContextDatabase([1, 2, 1, 3, 1, 2, 1])
-    node = step_down(database.trie, 0, 1)
+    node = descend(database.trie, 0, 1)
     assert int(database.trie.token[database.trie.first[node]]) == 2
 
 

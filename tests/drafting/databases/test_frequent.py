@@ -11,7 +11,7 @@ from hdraft.drafting.databases.sorting import build
 from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.databases.suffixes import SuffixArray, narrow
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
-from hdraft.drafting.hierarchy.lookups import allocate, continuations, step_down
+from hdraft.drafting.hierarchy.lookups import allocate, continuations, descend
 
 EOS, VOCAB = 0, 90
 
@@ -102,7 +102,7 @@ def test_a_trie_lists_and_narrows_what_was_counted() -> None:
         counts = expected[context]
         handle = 0
         for token in context:
-            handle = step_down(trie, array, handle, token)
+            handle = descend(trie, array, handle, token)
         for probes in (16, 128):  # however few are asked for, all were counted
             first, end, shape = continuations(trie, array, handle, probes)
             assert trie.share[first:end].tolist() == pytest.approx(
@@ -111,7 +111,7 @@ def test_a_trie_lists_and_narrows_what_was_counted() -> None:
         assert shape == (0 if len(counts) == 1 else 1 if 2 * max(counts.values()) >= counts.total() else 2)
         low, high = ranks_of(array, context)
         for token in range(1, VOCAB):
-            child = step_down(trie, array, handle, token)
+            child = descend(trie, array, handle, token)
             begin, after = narrow(array, low, high, len(context), token)
             if after - begin > 1:
                 assert trie.node[child, :2].tolist() == [begin, after]
@@ -147,7 +147,7 @@ def test_damaged_rows_give_other_drafts_and_never_a_rank_outside_of_the_context(
     for context in followers(tokens.tolist()):
         handle = 0
         for token in context:
-            handle = step_down(trie, array, handle, token)
+            handle = descend(trie, array, handle, token)
             if handle < 0:
                 break
             low, high = trie.node[handle, :2].tolist()

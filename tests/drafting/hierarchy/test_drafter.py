@@ -12,7 +12,7 @@ from hdraft.drafting.databases.frequent import SUFFIX_LENGTH
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.hierarchy import drafter as hierarchy
-from hdraft.drafting.hierarchy import lookups
+from hdraft.drafting.hierarchy import growth, lookups
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.drafting.hierarchy.experience import Experience
 from hdraft.drafting.hierarchy.mixing import class_of, initial_weights
@@ -36,21 +36,21 @@ def shape(following: list[int], newest: int | None) -> int:
     return 1 if 2 * most >= len(following) else 2
 
 
-def next_tokens(text: list[int], context: list[int], levels: list[list[int]]) -> Counter[int]:
+def next_tokens(text: list[int], context: list[int], tiers: list[list[int]]) -> Counter[int]:
     """The plain reference: the interpolated distribution of what follows `context`, whose request's text is `text`."""
     weights = initial_weights().weight
     chances: Counter[int] = Counter()
     left, seen = 1.0, [0] * 4
     for length in range(MAX_LENGTH, 0, -1):
-        for level, source in enumerate([text, *levels]):
-            if length > len(context) or (level and (length > SUFFIX_LENGTH or EOS in context[-length:])):
+        for tier, source in enumerate([text, *tiers]):
+            if length > len(context) or (tier and (length > SUFFIX_LENGTH or EOS in context[-length:])):
                 continue
             following = followers(source, context[-length:])
-            if len(following) <= seen[level]:
+            if len(following) <= seen[tier]:
                 continue
-            seen[level] = len(following)
-            concentration = shape(following, None if level else following[-1])
-            weight = weights[class_of(level, length, len(following), concentration)]
+            seen[tier] = len(following)
+            concentration = shape(following, None if tier else following[-1])
+            weight = weights[class_of(tier, length, len(following), concentration)]
             for token in following:
                 chances[token] += left * weight / len(following)
             left *= 1 - weight
@@ -72,7 +72,7 @@ def test_probabilities_are_the_interpolated_ones(
         experience=Experience(initial_weights()),
     )
     tree = drafter.session(text).propose(budget=VOCAB + VOCAB**2 + VOCAB**3, max_depth=3)  # room for every path
-    levels = [[token for document in corpus for token in (*document, EOS)] for corpus in (learned, stored, general)]
+    tiers = [[token for document in corpus for token in (*document, EOS)] for corpus in (learned, stored, general)]
     contexts: list[list[int]] = []
     reached: list[float] = []
     for token, parent, probability in zip(
@@ -80,10 +80,10 @@ def test_probabilities_are_the_interpolated_ones(
     ):
         context = text if parent < 0 else contexts[parent]
         contexts.append([*context, token])
-        above = 1.0 if parent < 0 else hierarchy._DEEPER * reached[parent]
-        reached.append(above * next_tokens(text, context, levels)[token])
+        above = 1.0 if parent < 0 else growth._DEEPER * reached[parent]
+        reached.append(above * next_tokens(text, context, tiers)[token])
         # At each of three depths, what is left for the shortest matches may be too little to look at them.
-        assert probability == pytest.approx(reached[-1], abs=9 * hierarchy._LEAST)
+        assert probability == pytest.approx(reached[-1], abs=9 * growth._LEAST)
 
 
 @settings(max_examples=60)

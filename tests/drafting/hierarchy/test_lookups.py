@@ -19,8 +19,8 @@ from hdraft.drafting.hierarchy.lookups import (
     clear,
     continuations,
     crowded,
+    descend,
     occurred,
-    step_down,
 )
 
 EOS, VOCAB, LONGEST = 0, 5, 5
@@ -52,7 +52,7 @@ def occurrences_of(tokens: list[int], context: tuple[int, ...]) -> list[int]:
 def walk(trie: SuffixTrie, array: SuffixArray, context: tuple[int, ...], root: int = 0) -> int:
     handle = root
     for token in context:
-        handle = step_down(trie, array, handle, token)
+        handle = descend(trie, array, handle, token)
     return handle
 
 
@@ -156,7 +156,7 @@ def test_what_was_probed_of_a_context_finds_each_longer_one_as_a_search_does(
     if handle >= 0 and probes:
         listed(trie, array, handle, probes)
     for token in order:
-        longer = step_down(trie, array, handle, token)
+        longer = descend(trie, array, handle, token)
         assert occurred(trie, array, longer) == counts.get(token, 0)
         if longer >= 0:
             assert listed(trie, array, longer)[0] == [EOS]
@@ -249,7 +249,7 @@ def test_a_corrupt_array_gives_tokens_of_the_array_or_nothing(seed: int, random_
     for _ in range(30):
         handle = 0
         for token in random.integers(-1, VOCAB + 2, 8).tolist():
-            handle = step_down(trie, array, handle, token)
+            handle = descend(trie, array, handle, token)
             if handle < 0:
                 if occurred(trie, array, handle):
                     assert 0 <= ~handle < n - 1

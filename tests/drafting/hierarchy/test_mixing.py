@@ -18,7 +18,7 @@ from hdraft.drafting.hierarchy import matching, mixing
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.drafting.hierarchy.experience import Experience
 from hdraft.drafting.hierarchy.lookups import PROBES
-from hdraft.drafting.hierarchy.matching import LEVELS
+from hdraft.drafting.hierarchy.matching import TIERS
 from hdraft.drafting.hierarchy.mixing import Weights
 
 EOS, VOCAB = 0, 6
@@ -77,8 +77,8 @@ class Interpolated:
     largest: dict[int, float] = field(default_factory=dict)
     credited: dict[int, set[int]] = field(default_factory=dict)  # of equal shares, any
     seen_after: dict[int, list[int]] = field(default_factory=dict)
-    longest: list[int] = field(default_factory=lambda: [0] * LEVELS)
-    occurred: list[int] = field(default_factory=lambda: [0] * LEVELS)
+    longest: list[int] = field(default_factory=lambda: [0] * TIERS)
+    occurred: list[int] = field(default_factory=lambda: [0] * TIERS)
     matches: list[tuple[int, float, dict[int, float]]] = field(default_factory=list)  # class, share, frequencies
     rest: float = 1.0
     unlikely: float = 0.0
@@ -90,21 +90,21 @@ def followers(text: list[int], context: list[int]) -> list[int]:
 
 
 def interpolate(request: Request, context: list[int], least: float = 0.0) -> Interpolated:
-    found, seen = Interpolated(), [0] * LEVELS
+    found, seen = Interpolated(), [0] * TIERS
     for length in range(min(MAX_LENGTH, len(context)), 0, -1):
-        for level, text in enumerate(request.texts):
-            if found.rest < least or (level and (length > SUFFIX_LENGTH or EOS in context[-length:])):
+        for tier, text in enumerate(request.texts):
+            if found.rest < least or (tier and (length > SUFFIX_LENGTH or EOS in context[-length:])):
                 continue
             following = followers(text, context[-length:])
-            if len(following) <= seen[level]:
+            if len(following) <= seen[tier]:
                 continue
-            seen[level] = len(following)
-            if not found.longest[level]:
-                found.longest[level], found.occurred[level] = length, len(following)
+            seen[tier] = len(following)
+            if not found.longest[tier]:
+                found.longest[tier], found.occurred[tier] = length, len(following)
             counts = Counter(following)
-            most = max(counts.values()) if level else counts[following[-1]]  # D_c looks at the newest
+            most = max(counts.values()) if tier else counts[following[-1]]  # D_c looks at the newest
             shape = 0 if len(counts) == 1 else 1 if 2 * most >= len(following) else 2
-            match_class = mixing.class_of(level, length, len(following), shape)
+            match_class = mixing.class_of(tier, length, len(following), shape)
             share = found.rest * float(request.weights.weight[match_class])
             frequencies = {token: count / len(following) for token, count in counts.items()}
             found.matches.append((match_class, share, frequencies))
@@ -115,13 +115,13 @@ def interpolate(request: Request, context: list[int], least: float = 0.0) -> Int
                         found.unlikely += part
                         continue
                     found.chances[token], found.largest[token] = 0.0, 0.0
-                    found.credited[token], found.seen_after[token] = set(), [0] * LEVELS
+                    found.credited[token], found.seen_after[token] = set(), [0] * TIERS
                 found.chances[token] += part
                 if part > found.largest[token] * (1 + 1e-6):
-                    found.largest[token], found.credited[token] = part, {level}
+                    found.largest[token], found.credited[token] = part, {tier}
                 elif part > found.largest[token] * (1 - 1e-6):
-                    found.credited[token].add(level)
-                found.seen_after[token][level] = found.seen_after[token][level] or length
+                    found.credited[token].add(tier)
+                found.seen_after[token][tier] = found.seen_after[token][tier] or length
             found.rest *= 1 - float(request.weights.weight[match_class])
     return found
 
@@ -145,8 +145,8 @@ def cells(request: Request, found: Interpolated, token: int) -> list[int]:
     lengths = MAX_LENGTH + 1
     seen_after = found.seen_after[token]
     agreement = [
-        (place * lengths + seen_after[level]) * lengths + found.longest[level]
-        for place, level in enumerate((0, LEVELS - 1))
+        (place * lengths + seen_after[tier]) * lengths + found.longest[tier]
+        for place, tier in enumerate((0, TIERS - 1))
     ]
     pattern = int("".join(str([0, 1, 1, 2, 2, 3][min(length, 5)]) for length in seen_after), 4)
     familiarity = 12
@@ -167,8 +167,8 @@ def cells(request: Request, found: Interpolated, token: int) -> list[int]:
 def rest_cells(found: Interpolated) -> list[int]:
     """The factors of what no match foresaw."""
     escapes = [
-        mixing._ESCAPE + (level * (MAX_LENGTH + 1) + found.longest[level]) * 8 + by_powers_of_two(found.occurred[level])
-        for level in range(LEVELS)
+        mixing._ESCAPE + (tier * (MAX_LENGTH + 1) + found.longest[tier]) * 8 + by_powers_of_two(found.occurred[tier])
+        for tier in range(TIERS)
     ]
     return [mixing._REST + step(found.rest), *escapes]
 
@@ -225,7 +225,7 @@ def test_both_stages_are_those_of_the_plain_reference(
         assert request.mixture.rest[BEFORE] == pytest.approx(found.rest)
         assert request.mixture.rest[AFTER] == pytest.approx(rest, rel=1e-5)
         for i, token in enumerate(mixed):
-            assert request.mixture.level[i] in found.credited[token]
+            assert request.mixture.tier[i] in found.credited[token]
 
 
 @given(texts, corpora, corpora, corpora, seeds)
@@ -511,11 +511,11 @@ def test_weights_stay_finite_however_many_requests_learn_the_same() -> None:
         assert np.all(values > 0)
 
 
-def longest_match(request: Request, context: list[int], level: int) -> int:
-    for length in range(min(len(context), SUFFIX_LENGTH if level else MAX_LENGTH), 0, -1):
-        if level and EOS in context[-length:]:
+def longest_match(request: Request, context: list[int], tier: int) -> int:
+    for length in range(min(len(context), SUFFIX_LENGTH if tier else MAX_LENGTH), 0, -1):
+        if tier and EOS in context[-length:]:
             continue
-        if followers(request.texts[level], context[-length:]):
+        if followers(request.texts[tier], context[-length:]):
             return length
     return 0
 
@@ -525,16 +525,16 @@ def longest_match(request: Request, context: list[int], level: int) -> int:
 def test_limits_are_never_below_the_longest_match(
     text: list[int], learned: Corpus, stored: Corpus, general: Corpus, seed: int, least: float
 ) -> None:
-    """But for a token that was left out as unlikely at one level, and taken in at another."""
+    """But for a token that was left out as unlikely at one tier, and taken in at another."""
     request = Request(text, learned, stored, general)
     for row, context in enumerate(extended(request, seed, 5, exact=True)):
         for i, token in enumerate(request.mix(row, least)):
             packed = mixing.limits(request.mixture, i)
             if request.mixture.rest[UNLIKELY] > 0:
                 continue
-            for level in range(LEVELS):
-                true = longest_match(request, [*context, token], level)
-                assert true <= (packed >> (8 * level)) & 255 <= MAX_LENGTH + 1
+            for tier in range(TIERS):
+                true = longest_match(request, [*context, token], tier)
+                assert true <= (packed >> (8 * tier)) & 255 <= MAX_LENGTH + 1
 
 
 @settings(max_examples=150)

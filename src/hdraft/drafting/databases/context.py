@@ -31,6 +31,45 @@ TEXT, _NODES, MATCH = 0, 1, 2  # what `sizes` holds: tokens of text, nodes, the 
 _MOST_NODES_A_TOKEN = 2 * (MAX_LENGTH + 1)
 
 
+class ContextDatabase:
+    """D_c of one request."""
+
+    def __init__(self, token_ids: TokenIds = ()) -> None:
+        room = max(256, 2 * len(token_ids))
+        self.trie = _allocate(room, 2 * room)
+        self.trie.sizes[_NODES] = 1
+        self.trie.occurred[_ROOT] = 2  # no leaf
+        self.extend(token_ids)
+
+    def __len__(self) -> int:
+        return int(self.trie.sizes[TEXT])
+
+    def extend(self, token_ids: TokenIds) -> None:
+        """Append `token_ids` to the text."""
+        ids = np.ascontiguousarray(token_ids, dtype=np.int32)
+        done = 0
+        while (done := _append_all(self.trie, ids, done)) < len(ids):
+            self.reserve(1)
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for `append` to take in so many tokens."""
+        old = self.trie
+        text, nodes = int(old.sizes[TEXT]), int(old.sizes[_NODES])
+        text_needed, nodes_needed = text + tokens, nodes + tokens * _MOST_NODES_A_TOKEN
+        if text_needed <= len(old.text) and nodes_needed <= len(old.token):
+            return
+        self.trie = _allocate(
+            len(old.text) if text_needed <= len(old.text) else max(2 * len(old.text), text_needed),
+            len(old.token) if nodes_needed <= len(old.token) else max(2 * len(old.token), nodes_needed),
+        )
+        self.trie.text[:text] = old.text[:text]
+        for new, values in zip(self.trie[1:9], old[1:9], strict=True):
+            new[:nodes] = values[:nodes]
+        self.trie.matches[:] = old.matches
+        self.trie.sizes[:] = old.sizes
+        _fill_table(self.trie)
+
+
 class ContextTrie(NamedTuple):
     """The trie's arrays, with room to grow.
 
@@ -52,12 +91,29 @@ class ContextTrie(NamedTuple):
 
 
 @kernel
-def slot_of(table: npt.NDArray[np.int32], parent: int, token: int) -> int:
-    """Where a hash table of 2**m slots begins to look for the child of `parent` that holds `token`."""
-    mixed = np.uint64(parent) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(token) * np.uint64(0xC2B2AE3D27D4EB4F)
-    mixed ^= mixed >> np.uint64(29)
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    return int(np.int64((mixed >> np.uint64(32)) & np.uint64(len(table) - 1)))
+def append(trie: ContextTrie, token: int) -> None:
+    """Take in one token: every context that the text ended with is now followed by it."""
+    position = trie.sizes[TEXT]
+    trie.text[position] = token
+    trie.sizes[TEXT] = position + 1
+    matched = 0
+    context = _ROOT
+    for length in range(trie.sizes[MATCH] + 1):
+        node = find(trie, context, token)
+        following = trie.matches[length + 1] if length < MAX_LENGTH else 0
+        if node == 0:
+            _add_leaf(trie, context, token, position)
+        else:
+            _count_again(trie, context, node)
+            if length < MAX_LENGTH:
+                if trie.occurred[node] == 2:  # no leaf any more: what followed its first occurrence becomes a child
+                    after = trie.position[node] + 1
+                    _add_leaf(trie, node, trie.text[after], after)
+                matched = length + 1
+                trie.matches[matched] = node
+            trie.position[node] = position
+        context = following
+    trie.sizes[MATCH] = matched
 
 
 @kernel
@@ -69,6 +125,31 @@ def find(trie: ContextTrie, parent: int, token: int) -> int:
         if node == 0 or (trie.parent[node] == parent and trie.token[node] == token):
             return int(node)
         slot = (slot + 1) & (len(trie.table) - 1)
+
+
+@kernel
+def descend(trie: ContextTrie, handle: int, token: int) -> int:
+    """The handle of the context `handle` lengthened by `token`, or `NONE`."""
+    if handle >= 0:
+        if trie.occurred[handle] > 1:
+            child = find(trie, handle, token)
+            return child if child else int(NONE)
+        position = int(trie.position[handle])
+    else:
+        position = ~handle
+    position += 1
+    if position < trie.sizes[TEXT] and trie.text[position] == token:
+        return ~position
+    return int(NONE)
+
+
+@kernel
+def slot_of(table: npt.NDArray[np.int32], parent: int, token: int) -> int:
+    """Where a hash table of 2**m slots begins to look for the child of `parent` that holds `token`."""
+    mixed = np.uint64(parent) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(token) * np.uint64(0xC2B2AE3D27D4EB4F)
+    mixed ^= mixed >> np.uint64(29)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    return int(np.int64((mixed >> np.uint64(32)) & np.uint64(len(table) - 1)))
 
 
 @kernel
@@ -111,32 +192,6 @@ def _count_again(trie: ContextTrie, parent: int, node: int) -> None:
 
 
 @kernel
-def append(trie: ContextTrie, token: int) -> None:
-    """Take in one token: every context that the text ended with is now followed by it."""
-    position = trie.sizes[TEXT]
-    trie.text[position] = token
-    trie.sizes[TEXT] = position + 1
-    matched = 0
-    context = _ROOT
-    for length in range(trie.sizes[MATCH] + 1):
-        node = find(trie, context, token)
-        following = trie.matches[length + 1] if length < MAX_LENGTH else 0
-        if node == 0:
-            _add_leaf(trie, context, token, position)
-        else:
-            _count_again(trie, context, node)
-            if length < MAX_LENGTH:
-                if trie.occurred[node] == 2:  # no leaf any more: what followed its first occurrence becomes a child
-                    after = trie.position[node] + 1
-                    _add_leaf(trie, node, trie.text[after], after)
-                matched = length + 1
-                trie.matches[matched] = node
-            trie.position[node] = position
-        context = following
-    trie.sizes[MATCH] = matched
-
-
-@kernel
 def _append_all(trie: ContextTrie, token_ids: npt.NDArray[np.int32], begin: int) -> int:
     """Take in `token_ids[begin:]` while there is room; returns how many of `token_ids` are in."""
     for i in range(begin, len(token_ids)):
@@ -153,61 +208,6 @@ def _fill_table(trie: ContextTrie) -> None:
         while trie.table[slot]:
             slot = (slot + 1) & (len(trie.table) - 1)
         trie.table[slot] = node
-
-
-@kernel
-def step_down(trie: ContextTrie, handle: int, token: int) -> int:
-    """The handle of the context `handle` lengthened by `token`, or `NONE`."""
-    if handle >= 0:
-        if trie.occurred[handle] > 1:
-            child = find(trie, handle, token)
-            return child if child else int(NONE)
-        position = int(trie.position[handle])
-    else:
-        position = ~handle
-    position += 1
-    if position < trie.sizes[TEXT] and trie.text[position] == token:
-        return ~position
-    return int(NONE)
-
-
-class ContextDatabase:
-    """D_c of one request."""
-
-    def __init__(self, token_ids: TokenIds = ()) -> None:
-        room = max(256, 2 * len(token_ids))
-        self.trie = _allocate(room, 2 * room)
-        self.trie.sizes[_NODES] = 1
-        self.trie.occurred[_ROOT] = 2  # no leaf
-        self.extend(token_ids)
-
-    def __len__(self) -> int:
-        return int(self.trie.sizes[TEXT])
-
-    def extend(self, token_ids: TokenIds) -> None:
-        """Append `token_ids` to the text."""
-        ids = np.ascontiguousarray(token_ids, dtype=np.int32)
-        done = 0
-        while (done := _append_all(self.trie, ids, done)) < len(ids):
-            self.reserve(1)
-
-    def reserve(self, tokens: int) -> None:
-        """Make room for `append` to take in so many tokens."""
-        old = self.trie
-        text, nodes = int(old.sizes[TEXT]), int(old.sizes[_NODES])
-        text_needed, nodes_needed = text + tokens, nodes + tokens * _MOST_NODES_A_TOKEN
-        if text_needed <= len(old.text) and nodes_needed <= len(old.token):
-            return
-        self.trie = _allocate(
-            len(old.text) if text_needed <= len(old.text) else max(2 * len(old.text), text_needed),
-            len(old.token) if nodes_needed <= len(old.token) else max(2 * len(old.token), nodes_needed),
-        )
-        self.trie.text[:text] = old.text[:text]
-        for new, values in zip(self.trie[1:9], old[1:9], strict=True):
-            new[:nodes] = values[:nodes]
-        self.trie.matches[:] = old.matches
-        self.trie.sizes[:] = old.sizes
-        _fill_table(self.trie)
 
 
 def _allocate(text: int, nodes: int) -> ContextTrie:

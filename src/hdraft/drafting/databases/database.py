@@ -1,4 +1,4 @@
-"""What D_m and D_s share: documents of token ids as a suffix array, made, saved and loaded."""
+"""The base of D_m and D_s: documents of token ids as a suffix array, made, saved and loaded."""
 
 import os
 import tempfile

@@ -49,7 +49,7 @@ class ModelDatabase(Database):
         return f"{super().__repr__()[:-1]}, learned {len(self._learned.tokens)})"
 
     def snapshot(self) -> tuple[SuffixArray, SuffixArray]:
-        """What is stored and what is learned, as they are now; they never change."""
+        """The stored and the learned documents as they are now; these arrays never change."""
         return self.array, self._learned
 
     def learn(self, output_ids: TokenIds) -> None:

@@ -94,7 +94,7 @@ class StoredArray:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a database holds. `eos_token_id` None: documents are separated by the id `vocab_size`."""
+    """The contents of a database. `eos_token_id` None: documents are separated by the id `vocab_size`."""
 
     kind: Kind
     vocab_size: int
@@ -292,7 +292,7 @@ def try_target(folder: str | os.PathLike[str], kind: Kind) -> None:
 
 
 def inspect(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a database holds, after comparing every checksum.
+    """The contents of a database, after comparing every checksum.
 
     Raises:
         DatabaseError: there is no such database, or it is damaged.

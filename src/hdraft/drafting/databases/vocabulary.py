@@ -1,4 +1,4 @@
-"""What a database remembers of its tokenizer: which token has which id.
+"""A database's memory of its tokenizer: which token has which id.
 
 A fingerprint tells whether two tokenizers are the same. Where they are not, the hashes of their tokens, four bytes an
 id, tell whether they agree on the ids that both have, as they do where tokens were added to one.
@@ -19,7 +19,7 @@ _REMOVED = 8
 
 
 class Tokenizer(Protocol):
-    """What is asked of a tokenizer; every Hugging Face tokenizer has it."""
+    """The part of a tokenizer that is needed; every Hugging Face tokenizer has it."""
 
     def get_vocab(self) -> dict[str, int]: ...  # noqa: D102
     def __len__(self) -> int: ...
@@ -60,7 +60,7 @@ def first_conflict(one: TokenHashes, other: TokenHashes) -> int | None:
 
 
 def describe_conflict(index: int, tokenizer: Tokenizer, stored: TokenHashes) -> str:
-    """What an id is for a tokenizer and what it was for the stored one, as far as this tokenizer has that token."""
+    """Say which token an id is for a tokenizer, and which it was for the stored one, if this one has that token."""
     vocabulary = _by_id(tokenizer)
     here = next(token for i, token in vocabulary if i == index)
     there = next((repr(token) for _, token in vocabulary if _hash(token) == stored[index]), "another token")

@@ -18,7 +18,7 @@ _PRIOR_STEPS = 4.0
 
 
 class BudgetRule:
-    """What the nodes of a tree, likeliest first, have to bring to be verified.
+    """Decides how many nodes of a tree, likeliest first, are worth verifying.
 
     Args:
         costs: float[m], the time of a step over 0, 1, 2, … draft tokens, in any unit.
@@ -39,7 +39,7 @@ class BudgetRule:
         return self.tokens / self.time
 
     def prices(self, budget: int) -> npt.NDArray[np.float64]:
-        """What a step over 0, 1, … n draft tokens costs in tokens, at the going rate: float[n + 1], n <= `budget`."""
+        """The costs of steps over 0, 1, … n <= `budget` draft tokens, in tokens at the going rate: float[n + 1]."""
         prices: npt.NDArray[np.float64] = self.rate * self.costs[: budget + 1]
         return prices
 

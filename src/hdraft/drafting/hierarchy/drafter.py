@@ -1,180 +1,34 @@
 """The adaptive hierarchy: one draft tree, grown best-first over all databases at once.
 
 The published method fills a fixed number of sequences, database after database. Here the next node is always the one
-with the highest estimated probability, whichever database it comes from: what may follow a node is a mixture of what
-followed its context's matches in every database (`mixing`), and a path's probability is the product of its nodes'.
-
-A child's matches are its parent's, one token longer (`matching`), and what was once looked up in D_m and D_s is kept
-(`continuations`), so nothing is searched for twice.
+with the highest estimated probability, whichever database it comes from (`growth`): a mixture of what followed its
+context's matches in every database (`mixing`). A child's matches are its parent's, one token longer (`matching`), and
+what was once looked up in D_m and D_s is kept (`lookups`), so nothing is searched for twice.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from hdraft.drafting.databases.context import ContextDatabase, append
+from hdraft.drafting.databases.context import ContextDatabase
 from hdraft.drafting.databases.database import Database
 from hdraft.drafting.databases.frequent import SUFFIX_LENGTH
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.databases.suffixes import SuffixArray
 from hdraft.drafting.drafter import UNLIMITED, TokenIds, check_ids, vocabulary_size
-from hdraft.drafting.hierarchy import lookups, matching, mixing
-from hdraft.drafting.hierarchy.budget import BudgetRule, least_worthwhile
+from hdraft.drafting.hierarchy import growth, lookups, matching, mixing
+from hdraft.drafting.hierarchy.budget import BudgetRule
 from hdraft.drafting.hierarchy.experience import Experience
-from hdraft.drafting.hierarchy.matching import LEVELS, Databases, Matches
-from hdraft.drafting.hierarchy.mixing import Mixture, Weights
-from hdraft.drafting.kernel import kernel, specialised
-from hdraft.drafting.tree import DraftTree, Source
+from hdraft.drafting.hierarchy.growth import TreeArrays
+from hdraft.drafting.hierarchy.matching import TIERS, Databases
+from hdraft.drafting.kernel import specialised
+from hdraft.drafting.tree import DraftTree
 
-_SOURCES = np.array([Source.CONTEXT, Source.MODEL, Source.MODEL, Source.STATISTICS], np.uint8)
-_LEAST = 1e-3  # no node is drafted below this probability
-_DEEPER = 0.985  # of each level after the first: a tree's likeliest paths are those that are overestimated
 _CONTEXTS = 2**14  # of D_m and D_s, kept for a request
-_TOKEN, _PARENT, _DEPTH, _LEVEL, _LIMITS = range(5)  # the columns of `Growth.node`
 _NO_IDS = np.empty(0, np.int32)
-
-
-class Growth(NamedTuple):
-    """A tree while it grows: its nodes, likeliest first, and after them the candidates for its next one, likewise.
-
-    Each has a slot in `node` for as long as it is kept.
-    """
-
-    probability: npt.NDArray[np.float64]  # [slots] in that order
-    slot: npt.NDArray[np.int64]  # [slots] in that order
-    node: npt.NDArray[np.int32]  # [slots, 5] token, parent, depth, level, `mixing.limits`
-
-
-class Grown(NamedTuple):
-    """The arrays of a `DraftTree`, to be filled."""
-
-    nodes: npt.NDArray[np.int32]  # [3, nodes] tokens, parents, depths
-    sources: npt.NDArray[np.uint8]
-    probabilities: npt.NDArray[np.float32]
-
-
-@kernel
-def _offer(growth: Growth, room: int, nodes: int, waiting: int, probability: float) -> tuple[int, int]:
-    """Keep a candidate if it is among the likeliest that there is room for.
-
-    Returns its slot, or -1, and how many candidates are kept.
-    """
-    place = nodes + waiting
-    slot = place
-    if place == room:
-        if probability <= growth.probability[place - 1]:
-            return -1, waiting
-        place -= 1
-        waiting -= 1
-        slot = int(growth.slot[place])
-    while place > nodes and growth.probability[place - 1] < probability:
-        growth.probability[place] = growth.probability[place - 1]
-        growth.slot[place] = growth.slot[place - 1]
-        place -= 1
-    growth.probability[place] = probability
-    growth.slot[place] = slot
-    return slot, waiting + 1
-
-
-@kernel
-def grow(
-    databases: Databases,
-    matches: Matches,
-    weights: Weights,
-    vocab_size: int,
-    max_depth: int,
-    prices: npt.NDArray[np.float64],
-    mixture: Mixture,
-    growth: Growth,
-) -> int:
-    """Grow a tree best-first, as long as its next node can be worth its place; returns how many nodes are worth theirs.
-
-    Args:
-        prices: float64[budget + 1], see `BudgetRule.prices`; all zero to fill the budget.
-        growth: with room for `budget` nodes or more.
-    """
-    room = len(prices) - 1
-    nodes, waiting, probability, depth = 0, 0, 1.0, 0
-    gain, best, best_nodes = 0.0, -prices[0], 0
-    while True:
-        least = max(_LEAST, least_worthwhile(prices, nodes, gain, best))
-        if depth < max_depth:  # row `nodes` is the node made last, or the text
-            cutoff = max(_LEAST, least / 4)  # likely nodes before it may yet make a less likely one worth its place
-            if nodes + waiting == room:
-                cutoff = max(cutoff, growth.probability[nodes + waiting - 1])
-            sought = 2.5 * cutoff / probability  # of what follows the node; above 1 nothing can be
-            n = mixing.mix(databases, matches, nodes, weights, sought, mixture) if sought <= 1.0 else 0
-            for i in range(n):
-                reached = probability * mixture.probability[i] * (_DEEPER if depth else 1.0)
-                if reached >= cutoff and 0 <= mixture.token[i] < vocab_size:
-                    slot, waiting = _offer(growth, room, nodes, waiting, reached)
-                    if slot >= 0:
-                        growth.node[slot, _TOKEN] = mixture.token[i]
-                        growth.node[slot, _PARENT] = nodes - 1
-                        growth.node[slot, _DEPTH] = depth + 1
-                        growth.node[slot, _LEVEL] = mixture.level[i]
-                        growth.node[slot, _LIMITS] = mixing.limits(mixture, i)
-        if waiting == 0 or growth.probability[nodes] < least:
-            return best_nodes
-        node = growth.node[growth.slot[nodes]]
-        depth = node[_DEPTH]
-        probability = growth.probability[nodes]
-        matching.enter(matches, nodes + 1, node[_PARENT] + 1, node[_TOKEN], node[_LIMITS])
-        nodes += 1
-        waiting -= 1
-        gain += probability
-        if gain - prices[nodes] > best:
-            best, best_nodes = gain - prices[nodes], nodes
-        if nodes == room:
-            return best_nodes
-
-
-@kernel
-def advance(
-    databases: Databases,
-    matches: Matches,
-    weights: Weights,
-    mixture: Mixture,
-    token_ids: npt.NDArray[np.int32],
-    learn: bool,
-) -> None:
-    """Move row 0 on by `token_ids`, for which D_c must have room; with `learn`, fit the weights to each of them."""
-    for i in range(len(token_ids)):
-        token = int(token_ids[i])
-        if learn:
-            mixing.learn(databases, matches, weights, mixture, token)
-        append(databases.context, token)
-        matching.advance(databases, matches, token)
-        matching.settle(databases, matches)
-
-
-@kernel
-def advance_and_grow(
-    databases: Databases,
-    matches: Matches,
-    weights: Weights,
-    mixture: Mixture,
-    token_ids: npt.NDArray[np.int32],
-    vocab_size: int,
-    max_depth: int,
-    prices: npt.NDArray[np.float64],
-    growth: Growth,
-    grown: Grown,
-) -> int:
-    """Both in one call: after a forward pass, with cold caches, handing the arrays over takes as long as the work."""
-    advance(databases, matches, weights, mixture, token_ids, True)
-    n = grow(databases, matches, weights, vocab_size, max_depth, prices, mixture, growth)
-    for i in range(n):
-        node = growth.node[growth.slot[i]]
-        grown.nodes[_TOKEN, i] = node[_TOKEN]
-        grown.nodes[_PARENT, i] = node[_PARENT]
-        grown.nodes[_DEPTH, i] = node[_DEPTH]
-        grown.sources[i] = _SOURCES[node[_LEVEL]]
-        grown.probabilities[i] = growth.probability[i]
-    return n
 
 
 class HierarchyDrafter:
@@ -223,7 +77,7 @@ class HierarchyDrafter:
         self.statistics_database = statistics_database
         self.learn = learn
         self._nothing = ModelDatabase(present[0].vocab_size if present else vocab_size).snapshot()[0]
-        self._separators = np.full(LEVELS, vocab_size, np.int64)
+        self._separators = np.full(TIERS, vocab_size, np.int64)
         if model_database is not None:
             self._separators[1:3] = model_database.separator
         if statistics_database is not None:
@@ -288,10 +142,10 @@ class HierarchyDrafter:
             statistics = self.statistics_database.array
         return learned, stored, statistics
 
-    def _step(self, arguments: tuple[Any, ...]) -> Callable[..., int]:
+    def _compile(self, arguments: tuple[Any, ...]) -> Callable[..., int]:
         """`advance_and_grow` for a session's arguments: the types of all sessions' are those of the first."""
         if self._compiled is None:
-            self._compiled = specialised(advance_and_grow, arguments)
+            self._compiled = specialised(growth.advance_and_grow, arguments)
         return self._compiled
 
 
@@ -308,20 +162,15 @@ class HierarchySession:
         self._weights = mixing.start(self._before)
         self._rule = None if costs is None else BudgetRule(costs, rate)
         self._matches = matching.allocate(1)
-        self._growth = Growth(np.empty(0), np.empty(0, np.int64), np.empty((0, 5), np.int32))
+        self._search = growth.allocate(0)
         self._mixture = mixing.allocate()
         self._drafted = 0
         self._output: list[npt.NDArray[np.int32]] = []
         self._seen = 0  # of the output, how many pieces are in D_c: the others wait for the next tree
         self._closed = False
         arrays = drafter._arrays()
-        self._databases = Databases(
-            self._context.trie,
-            lookups.allocate(_CONTEXTS, arrays),
-            arrays,
-            drafter._separators,
-            drafter._rarity,
-        )
+        trie = lookups.allocate(_CONTEXTS, arrays)
+        self._databases = Databases(self._context.trie, trie, arrays, drafter._separators, drafter._rarity)
         self._reserve(SUFFIX_LENGTH)
         self._advance(prompt[-SUFFIX_LENGTH:], learn=False)
 
@@ -345,11 +194,11 @@ class HierarchySession:
         room = len(prices) - 1
         if room == 0:
             return DraftTree.empty()
-        if len(self._growth.slot) < room:
+        if len(self._search.slot) < room:
             self._matches = matching.allocate(room + 1, self._matches)
-            self._growth = Growth(np.empty(room), np.empty(room, np.int64), np.empty((room, 5), np.int32))
+            self._search = growth.allocate(room)
         emitted = self._take_emitted()  # may put new arrays in place of the session's
-        grown = Grown(np.empty((3, room), np.int32), np.empty(room, np.uint8), np.empty(room, np.float32))
+        tree = TreeArrays(np.empty((3, room), np.int32), np.empty(room, np.uint8), np.empty(room, np.float32))
         arguments = (
             self._databases,
             self._matches,
@@ -359,15 +208,15 @@ class HierarchySession:
             self._drafter.vocab_size,
             int(max_depth),
             prices,
-            self._growth,
-            grown,
+            self._search,
+            tree,
         )
-        n = self._drafter._step(arguments)(*arguments)
+        n = self._drafter._compile(arguments)(*arguments)
         self._drafted = n
         if n == 0:
             return DraftTree.empty()
-        tokens, parents, depths = grown.nodes[:, :n]
-        return DraftTree(tokens, parents, grown.sources[:n], grown.probabilities[:n], depths)
+        tokens, parents, depths = tree.nodes[:, :n]
+        return DraftTree(tokens, parents, tree.sources[:n], tree.probabilities[:n], depths)
 
     def extend(
         self,
@@ -415,11 +264,11 @@ class HierarchySession:
             self._databases = self._databases._replace(context=self._context.trie)
 
     def _advance(self, ids: npt.NDArray[np.int32], learn: bool) -> None:
-        advance(self._databases, self._matches, self._weights, self._mixture, ids, learn)
+        growth.advance(self._databases, self._matches, self._weights, self._mixture, ids, learn)
 
 
 def _rarity(vocab_size: int, database: Database | None) -> npt.NDArray[np.uint8]:
-    """How rare each token is in a database, from 0 for one in 32 tokens or more to 7: each step is a factor of four."""
+    """How rare each token is in a database, from 0 for one in 32 tokens or more to 7, by factors of four."""
     rarity = np.full(vocab_size, 7, np.uint8)
     if database is not None and len(database.tokens):
         counts = np.diff(database.array.starts.astype(np.int64))[: min(database.vocab_size, vocab_size)]

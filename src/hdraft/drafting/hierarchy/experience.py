@@ -1,4 +1,4 @@
-"""What the requests of a drafter have learnt, of how to mix matches and of how much a step emits. It holds no text.
+"""Experience: what requests have taught a drafter about mixing matches and about how much a step emits; no text.
 
 A new drafter does not start from nothing: `experience.npz` is what some two thousand requests have learnt that were
 made of openly licensed text (`tools/fit_experience.py`; the sources are in docs/drafting.md). It is for any model and
@@ -35,7 +35,7 @@ class Experience:
         self._tokens, self._time = 0.0, 0.0  # emitted, and the time of their steps in ordinary steps
 
     def start(self) -> tuple[Weights, float]:
-        """What a request starts from: weights of its own to learn in, and the rate."""
+        """The weights that a request starts from, its own to learn in, and the rate."""
         with self._lock:
             rate = self._tokens / self._time if self._time else 1.0
             return mixing.start(self.weights), rate

@@ -1,7 +1,7 @@
-"""What follows a context in D_m and D_s: the part of their suffix arrays' tries that a request has looked at.
+"""Lookups in D_m and D_s, kept: the part of their suffix arrays' tries that a request has looked at.
 
 A suffix array answers by binary search through memory that no cache holds, and a request asks for the same contexts
-again and again, step after step. So each context that is asked for becomes a node here, found again by a hash of its
+again and again. So each context that is asked for becomes a node here, found again by a hash of its
 parent and its last token; its continuations are counted when they are first needed, and kept most frequent first. What
 follows a frequent context of D_s was counted when that was built (`frequent.py`). Else, of many occurrences some are
 looked at, evenly spaced; these probes say, too, between which ranks each continuation's are, so that little is left to
@@ -73,7 +73,7 @@ def crowded(trie: SuffixTrie) -> bool:
 
 
 @kernel
-def step_down(trie: SuffixTrie, array: SuffixArray, handle: int, token: int) -> int:
+def descend(trie: SuffixTrie, array: SuffixArray, handle: int, token: int) -> int:
     """The handle of the context `handle` lengthened by `token`, or `NONE`."""
     if handle < 0:
         position = ~handle + 1
@@ -102,54 +102,6 @@ def step_down(trie: SuffixTrie, array: SuffixArray, handle: int, token: int) -> 
 
 
 @kernel
-def _handle(trie: SuffixTrie, array: SuffixArray, node: int) -> int:
-    low, high = trie.node[node, _LOW], trie.node[node, _HIGH]
-    if low == high:
-        return int(NONE)
-    if high - low == 1:
-        return int(~(np.int64(array.suffixes[low]) + trie.node[node, _LENGTH] - 1))
-    return int(node)
-
-
-@kernel
-def _range(trie: SuffixTrie, array: SuffixArray, node: int, token: int) -> tuple[int, int]:
-    low, high, length = trie.node[node, _LOW], trie.node[node, _HIGH], trie.node[node, _LENGTH]
-    if length == 0:
-        return occurrences(array, token)
-    first = trie.node[node, _FIRST]
-    if first == _CLOSED:
-        return narrow(array, low, high, length, token)
-    begin, end, known = low, high, -1
-    for entry in range(first, first + trie.node[node, _COUNT]):
-        some, last = int(np.int64(trie.rank[entry, 0])), int(np.int64(trie.rank[entry, 1]))
-        if trie.token[entry] < token:
-            begin = max(begin, last + 1)
-        elif trie.token[entry] > token:
-            end = min(end, some)
-        else:
-            known = entry
-    if known < 0:
-        return narrow(array, begin, end, length, token)
-    some, last = int(np.int64(trie.rank[known, 0])), int(np.int64(trie.rank[known, 1]))
-    if trie.node[node, _PROBES] == _COUNTED:
-        return some, last + 1
-    begin, end = min(begin, some), max(end, last + 1)  # in a damaged array they may be out of order
-    return first_rank(array, begin, some, length, token), first_rank(array, last + 1, end, length, token + 1)
-
-
-@kernel
-def _stride(count: int, probes: int) -> int:
-    """How far apart the probes of so many occurrences are, times 2**16: to divide at each probe takes longer."""
-    return int((np.int64(count) << 16) // np.int64(probes))
-
-
-@kernel
-def _probe(i: int, stride: int) -> int:
-    """Which occurrence the i-th probe looks at: all of them where there is a probe for each."""
-    return ((2 * i + 1) * stride) >> 17
-
-
-@kernel
 def occurred(trie: SuffixTrie, array: SuffixArray, handle: int) -> int:
     """How often the context of a handle occurred; 0 for `NONE`, and for an only occurrence that nothing follows."""
     if handle >= 0:
@@ -159,7 +111,7 @@ def occurred(trie: SuffixTrie, array: SuffixArray, handle: int) -> int:
 
 @kernel
 def continuations(trie: SuffixTrie, array: SuffixArray, node: int, probes: int) -> tuple[int, int, int]:
-    """What follows a context, as `probes` of its occurrences or more tell.
+    """The continuations of a context, as `probes` of its occurrences or more tell.
 
     Returns its first entry, the one after its last, and its shape: 0 where all continuations are the same, 1 where one
     makes up half of them, 2 where they are diverse.
@@ -240,3 +192,51 @@ def _copy_counted(trie: SuffixTrie, array: SuffixArray, node: int, first: int) -
     trie.node[node, _COUNT] = count
     trie.node[node, _PROBES] = _COUNTED
     return True
+
+
+@kernel
+def _handle(trie: SuffixTrie, array: SuffixArray, node: int) -> int:
+    low, high = trie.node[node, _LOW], trie.node[node, _HIGH]
+    if low == high:
+        return int(NONE)
+    if high - low == 1:
+        return int(~(np.int64(array.suffixes[low]) + trie.node[node, _LENGTH] - 1))
+    return int(node)
+
+
+@kernel
+def _range(trie: SuffixTrie, array: SuffixArray, node: int, token: int) -> tuple[int, int]:
+    low, high, length = trie.node[node, _LOW], trie.node[node, _HIGH], trie.node[node, _LENGTH]
+    if length == 0:
+        return occurrences(array, token)
+    first = trie.node[node, _FIRST]
+    if first == _CLOSED:
+        return narrow(array, low, high, length, token)
+    begin, end, known = low, high, -1
+    for entry in range(first, first + trie.node[node, _COUNT]):
+        some, last = int(np.int64(trie.rank[entry, 0])), int(np.int64(trie.rank[entry, 1]))
+        if trie.token[entry] < token:
+            begin = max(begin, last + 1)
+        elif trie.token[entry] > token:
+            end = min(end, some)
+        else:
+            known = entry
+    if known < 0:
+        return narrow(array, begin, end, length, token)
+    some, last = int(np.int64(trie.rank[known, 0])), int(np.int64(trie.rank[known, 1]))
+    if trie.node[node, _PROBES] == _COUNTED:
+        return some, last + 1
+    begin, end = min(begin, some), max(end, last + 1)  # in a damaged array they may be out of order
+    return first_rank(array, begin, some, length, token), first_rank(array, last + 1, end, length, token + 1)
+
+
+@kernel
+def _stride(count: int, probes: int) -> int:
+    """How far apart the probes of so many occurrences are, times 2**16: to divide at each probe takes longer."""
+    return int((np.int64(count) << 16) // np.int64(probes))
+
+
+@kernel
+def _probe(i: int, stride: int) -> int:
+    """Which occurrence the i-th probe looks at: all of them where there is a probe for each."""
+    return ((2 * i + 1) * stride) >> 17

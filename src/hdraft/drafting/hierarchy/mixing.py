@@ -7,7 +7,7 @@ each length from the highest temporal locality to the lowest, each match takes a
 
 A shorter match with as many occurrences as a longer one in the same database says nothing new and is passed over. The
 weights depend on (database, length, number of occurrences, how concentrated the continuations are), and are fitted by
-expectation-maximisation. What all matches leave is nobody's.
+expectation-maximisation. The probability that all matches leave over is for tokens that none of them foresaw.
 
 Interpolation lets the first match decide and hardly counts how many databases agree. So the second stage multiplies
 each token's probability by factors, and what no match foresaw by factors of its own, and makes them sum up to 1:
@@ -17,12 +17,12 @@ each token's probability by factors, and what no match foresaw by factors of its
     familiarity  how often and how recently the request's text has the token, beside how rare it is in general text,
                  and beside the longest match that it was seen after
     habit        the token itself, and whether the request's text has it after this context
-    confidence   the interpolated probability itself, in some forty steps
+    confidence   the interpolated probability itself, in some forty ranges
 
 This is a log-linear model, fitted by gradient ascent on the log-likelihood of every emitted token, with each factor's
-steps shortened as it learns (AdaGrad; Duchi, Hazan and Singer, JMLR 2011): the way that lossless compressors mix their
-models (Mahoney, "Adaptive weighing of context models for lossless data compression", 2005). Every factor is a product
-of two: what all requests learn, and what this one learns of itself, which ends with it.
+learning rate lowered as it learns (AdaGrad; Duchi, Hazan and Singer, JMLR 2011): the way that lossless compressors mix
+their models (Mahoney, "Adaptive weighing of context models for lossless data compression", 2005). Every factor is a
+product of two: what all requests learn, and what this one learns of itself, which ends with it.
 """
 
 import math
@@ -34,7 +34,7 @@ import numpy.typing as npt
 from hdraft.drafting.databases.context import MAX_LENGTH as CONTEXT_LENGTH
 from hdraft.drafting.databases.context import TEXT, ContextTrie, find
 from hdraft.drafting.hierarchy.lookups import PROBES, continuations
-from hdraft.drafting.hierarchy.matching import LEVELS, Databases, Matches, match
+from hdraft.drafting.hierarchy.matching import TIERS, Databases, Matches, match
 from hdraft.drafting.kernel import kernel
 
 _COUNTS = 8  # occurrences: 1, 2, 3-4, 5-8, … more than 64
@@ -45,8 +45,8 @@ _TOKENS = 256  # the most tokens considered to follow one context
 _BOOST = 48.0  # no factors make a token likely enough whose share is so much smaller than what is sought
 _UNSEEN = 1 / 65536  # the probability of a token that no match foresaw, to within an order of magnitude
 _PRIOR = 8.0  # observations that an initial weight counts for
-_RATE = 0.3  # the first steps of a factor's logarithm …
-_OWN_RATE = 0.04  # … and all steps of what a request learns of it for itself
+_RATE = 0.3  # at which a factor's logarithm begins to learn …
+_OWN_RATE = 0.04  # … and always, that part of it which is the request's own
 _LEARNT = 0.05  # matches that less than this is left for learn nothing
 _SETTLED = 1e-3  # a smaller error of a probability moves no factor
 _LARGEST = 1000.0  # a factor stays below, and above its inverse
@@ -57,16 +57,16 @@ _CELLS = 7  # factors of a token
 _AGES = 13
 _FAMILIAR = _COUNTS * _AGES
 _HABITS = 2**13  # tokens share a factor of habit with those of the same remainder
-_STEPS = 48
-_STATISTICS = LEVELS - 1
+_BUCKETS = 48
+_STATISTICS = TIERS - 1
 _PATTERN = 2 * _LENGTHS * _LENGTHS  # where each group of factors begins
-_FAMILIARITY = _PATTERN + 4**LEVELS
+_FAMILIARITY = _PATTERN + 4**TIERS
 _SEEN_AFTER = _FAMILIARITY + _FAMILIAR * 8
 _HABIT = _SEEN_AFTER + _FAMILIAR * 8
 _CONFIDENCE = _HABIT + 2 * _HABITS
-_ESCAPE = _CONFIDENCE + _STEPS
-_REST = _ESCAPE + LEVELS * _LENGTHS * _COUNTS
-_FACTORS = _REST + _STEPS
+_ESCAPE = _CONFIDENCE + _BUCKETS
+_REST = _ESCAPE + TIERS * _LENGTHS * _COUNTS
+_FACTORS = _REST + _BUCKETS
 FACTORS_OF_TOKENS = slice(_HABIT, _CONFIDENCE)
 """The factors that are about single tokens; all others are as good for any vocabulary."""
 FACTORS_OF_DATABASES = np.r_[:_FAMILIARITY, _ESCAPE:_REST]
@@ -74,7 +74,7 @@ FACTORS_OF_DATABASES = np.r_[:_FAMILIARITY, _ESCAPE:_REST]
 
 
 class Weights(NamedTuple):
-    """What is learnt: weights float64[classes], each `taken` / `reached`, and factors float64[_FACTORS].
+    """The learnt parameters: weights float64[classes], each `taken` / `reached`, and factors float64[_FACTORS].
 
     `reached` is how much of the emitted tokens' probability got as far as matches of this class, `taken` how much of it
     they explained. `squares` is the sum of a factor's squared gradients. `lasting` is what requests learn of a factor
@@ -95,236 +95,17 @@ class Mixture(NamedTuple):
     token: npt.NDArray[np.int32]
     probability: npt.NDArray[np.float64]
     share: npt.NDArray[np.float64]  # the largest contribution to it …
-    level: npt.NDArray[np.uint8]  # … and whose it was
-    seen_after: npt.NDArray[np.int32]  # [tokens, LEVELS] the longest match that each was seen after
+    tier: npt.NDArray[np.uint8]  # … and the database that made it
+    seen_after: npt.NDArray[np.int32]  # [tokens, TIERS] the longest match that each was seen after
     cell: npt.NDArray[np.int32]  # [tokens, _CELLS] the factors of each
     slot: npt.NDArray[np.int32]  # hash of token -> index + 1
-    longest: npt.NDArray[np.int64]  # [LEVELS] length of the longest match
-    shortest: npt.NDArray[np.int64]  # [LEVELS] the length down to which matches were looked at
-    occurred: npt.NDArray[np.int64]  # [LEVELS] occurrences of the longest match …
+    longest: npt.NDArray[np.int64]  # [TIERS] length of the longest match
+    shortest: npt.NDArray[np.int64]  # [TIERS] the length down to which matches were looked at
+    occurred: npt.NDArray[np.int64]  # [TIERS] occurrences of the longest match …
     seen: npt.NDArray[np.int64]  # … and of the shortest
     match_class: npt.NDArray[np.int64]  # of each match that was looked at …
     explained: npt.NDArray[np.float64]  # … and what it contributes to the token that was emitted
     rest: npt.NDArray[np.float64]  # [3] what no match foresaw, before and after the factors; unlikely tokens together
-
-
-@kernel
-def _bits(count: int) -> int:
-    """Occurrences by powers of two."""
-    bits = 0
-    count -= 1
-    while count > 0 and bits < _COUNTS - 1:
-        count >>= 1
-        bits += 1
-    return bits
-
-
-@kernel
-def class_of(level: int, length: int, count: int, shape: int) -> int:
-    """The class of a match."""
-    return ((level * _LENGTHS + length) * _COUNTS + _bits(count)) * _SHAPES + shape
-
-
-@kernel
-def _step(probability: float) -> int:
-    """Half octaves of a probability below a half, octaves of its complement above."""
-    if probability <= 0.0:
-        return 31
-    if probability < 0.5:
-        mantissa, exponent = math.frexp(probability)
-        return int(min(-2 * exponent + (1 if mantissa < 0.70710678 else 0), 31))
-    _, exponent = math.frexp(1.0 - probability)
-    return int(32 + min(-exponent, 15)) if probability < 1.0 else 47
-
-
-@kernel
-def _group(length: int) -> int:
-    """Lengths of matches in eight groups: 0, 1, 2, 3, 4-5, 6-7, 8-11, 12."""
-    if length < 4:
-        return length
-    return 4 if length < 6 else (5 if length < 8 else (6 if length < 12 else 7))
-
-
-@kernel
-def _context_shape(trie: ContextTrie, handle: int) -> int:
-    """How concentrated the continuations of a context in D_c are, as its most recent one tells."""
-    if handle < 0 or trie.older[trie.first[handle]] == 0:
-        return 0
-    return 1 if 2 * trie.occurred[trie.first[handle]] >= trie.followed[handle] else 2
-
-
-@kernel
-def _familiarity(trie: ContextTrie, token: int) -> int:
-    """How often and how recently the text has a token; 12 for never."""
-    node = find(trie, 0, token)
-    if node == 0:
-        return _AGES - 1
-    age = trie.sizes[TEXT] - trie.position[node]
-    bits = 0
-    while age > 1 and bits < _AGES - 1:
-        age >>= 1
-        bits += 1
-    return _bits(trie.occurred[node] + 1) * _AGES + bits
-
-
-@kernel
-def _add(mixture: Mixture, n: int, token: int, share: float, least: float, level: int, length: int) -> int:
-    """Add `share` to the probability of `token`; returns how many tokens the mixture holds.
-
-    A new token is taken in if that is `least` or more, else it joins what is unlikely.
-    """
-    slot = (token * 40503) & (len(mixture.slot) - 1)
-    while True:
-        index = mixture.slot[slot] - 1
-        if index < 0:
-            if share < least or n == len(mixture.token):
-                mixture.rest[_UNLIKELY] += share
-                return n
-            mixture.slot[slot] = n + 1
-            mixture.token[n] = token
-            mixture.probability[n] = share
-            mixture.share[n] = share
-            mixture.level[n] = level
-            mixture.seen_after[n] = 0
-            mixture.seen_after[n, level] = length
-            return n + 1
-        if mixture.token[index] == token:
-            mixture.probability[index] += share
-            if share > mixture.share[index]:
-                mixture.share[index] = share
-                mixture.level[index] = level
-            if mixture.seen_after[index, level] == 0:
-                mixture.seen_after[index, level] = length
-            return n
-        slot = (slot + 1) & (len(mixture.slot) - 1)
-
-
-@kernel
-def _enough(least: float) -> int:
-    """How many occurrences to look at, to see a continuation that makes up `least` of them two or three times."""
-    probes = PROBES
-    while probes > _FEWEST and probes * least > 2.5:
-        probes >>= 1
-    return probes
-
-
-@kernel
-def _interpolate(
-    databases: Databases,
-    matches: Matches,
-    row: int,
-    weight: npt.NDArray[np.float64],
-    least: float,
-    mixture: Mixture,
-    emitted: int,
-) -> tuple[int, int]:
-    """The first stage, until less than `least` is left; returns how many tokens and how many matches there are.
-
-    `emitted` is the token that follows, or -1.
-    """
-    n, looked_at, left = 0, 0, 1.0
-    probes = _enough(least)
-    mixture.slot[:] = 0
-    mixture.rest[_UNLIKELY] = 0.0
-    mixture.longest[:] = 0
-    for level in range(LEVELS):
-        mixture.shortest[level] = matches.longest[row, level] + 1
-    mixture.occurred[:] = 0
-    mixture.seen[:] = 0
-    longest = 0
-    for level in range(LEVELS):
-        longest = max(longest, matches.longest[row, level])
-    for length in range(longest, 0, -1):
-        if left < least:
-            break
-        for level in range(LEVELS):
-            if length > matches.longest[row, level] or left < least:
-                continue
-            mixture.shortest[level] = length
-            handle, count = match(databases, matches, row, level, length)
-            if count <= mixture.seen[level]:
-                continue
-            mixture.seen[level] = count
-            if mixture.longest[level] == 0:
-                mixture.longest[level] = length
-                mixture.occurred[level] = count
-            frequency = 0.0
-            if handle < 0:
-                if level:
-                    token = int(databases.suffixes[level - 1].tokens[~handle + 1])
-                else:
-                    token = int(databases.context.text[~handle + 1])
-                index = class_of(level, length, 1, 0)
-                n = _add(mixture, n, token, left * weight[index], least / _BOOST, level, length)
-                frequency = 1.0 if token == emitted else 0.0
-            elif level:
-                first, end, shape = continuations(databases.trie, databases.suffixes[level - 1], handle, probes)
-                index = class_of(level, length, count, shape)
-                share = left * weight[index]
-                for entry in range(first, end):
-                    token = int(databases.trie.token[entry])
-                    n = _add(mixture, n, token, share * databases.trie.share[entry], least / _BOOST, level, length)
-                    if token == emitted:
-                        frequency = float(databases.trie.share[entry])
-            else:
-                trie = databases.context
-                index = class_of(0, length, count, _context_shape(trie, handle))
-                share = left * weight[index] / count
-                child = int(trie.first[handle])
-                for _ in range(_RECENT):
-                    if child == 0:
-                        break
-                    token = int(trie.token[child])
-                    n = _add(mixture, n, token, share * trie.occurred[child], least / _BOOST, 0, length)
-                    if token == emitted:
-                        frequency = trie.occurred[child] / count
-                    child = int(trie.older[child])
-            mixture.match_class[looked_at] = index
-            mixture.explained[looked_at] = left * weight[index] * frequency
-            looked_at += 1
-            left *= 1.0 - weight[index]
-    mixture.rest[_BEFORE] = left
-    return n, looked_at
-
-
-@kernel
-def _correct(databases: Databases, factor: npt.NDArray[np.float64], mixture: Mixture, n: int) -> None:
-    """The second stage."""
-    rest = mixture.rest[_BEFORE] * factor[_REST + _step(mixture.rest[_BEFORE])]
-    for level in range(LEVELS):
-        rest *= factor[_escape(mixture, level)]
-    total = rest + mixture.rest[_UNLIKELY]
-    for i in range(n):
-        cell = mixture.cell[i]
-        seen_after = mixture.seen_after[i]
-        longest = pattern = 0
-        for level in range(LEVELS):
-            longest = max(longest, seen_after[level])
-            pattern = 4 * pattern + min((seen_after[level] + 1) // 2, 3)  # 0, 1-2, 3-4, 5 or more
-        cell[0] = seen_after[0] * _LENGTHS + mixture.longest[0]
-        cell[1] = (_LENGTHS + seen_after[_STATISTICS]) * _LENGTHS + mixture.longest[_STATISTICS]
-        cell[2] = _PATTERN + pattern
-        token = mixture.token[i]
-        familiarity = _familiarity(databases.context, token) * 8
-        rarity = np.int64(databases.rarity[token]) if 0 <= token < len(databases.rarity) else 7
-        cell[3] = _FAMILIARITY + familiarity + rarity
-        cell[4] = _SEEN_AFTER + familiarity + _group(longest)
-        cell[5] = _HABIT + 2 * (token & (_HABITS - 1)) + (1 if seen_after[0] else 0)
-        probability = mixture.probability[i]
-        cell[6] = _CONFIDENCE + _step(probability)
-        for k in range(_CELLS):
-            probability *= factor[cell[k]]
-        mixture.probability[i] = probability
-        total += probability
-    for i in range(n):
-        mixture.probability[i] /= total
-    mixture.rest[_AFTER] = rest / total
-
-
-@kernel
-def _escape(mixture: Mixture, level: int) -> int:
-    """The factor by which a database's longest match says that something else follows."""
-    return int(_ESCAPE + (level * _LENGTHS + mixture.longest[level]) * _COUNTS + _bits(mixture.occurred[level]))
 
 
 @kernel
@@ -333,22 +114,6 @@ def mix(databases: Databases, matches: Matches, row: int, weights: Weights, leas
     n, _ = _interpolate(databases, matches, row, weights.weight, least, mixture, -1)
     _correct(databases, weights.factor, mixture, n)
     return n
-
-
-@kernel
-def _exp(x: float) -> float:
-    """The exponential of `_RATE + _OWN_RATE` at most, to within 6e-5 of it, at a fifth of the time."""
-    return 1.0 + x * (1.0 + x * (1 / 2 + x * (1 / 6 + x / 24)))
-
-
-@kernel
-def _move(weights: Weights, cell: int, error: float) -> None:
-    """One step of gradient ascent for one factor."""
-    weights.squares[cell] += error * error
-    step = _RATE * error / math.sqrt(weights.squares[cell])
-    weights.lasting[cell] = min(max(weights.lasting[cell] * _exp(step), 1 / _LARGEST), _LARGEST)
-    step += _OWN_RATE * error
-    weights.factor[cell] = min(max(weights.factor[cell] * _exp(step), 1 / _LARGEST), _LARGEST)
 
 
 @kernel
@@ -370,9 +135,9 @@ def learn(databases: Databases, matches: Matches, weights: Weights, mixture: Mix
     for i in range(n):
         if mixture.token[i] == token:
             error = -mixture.rest[_AFTER]
-    _move(weights, _REST + _step(mixture.rest[_BEFORE]), error)
-    for level in range(LEVELS):
-        _move(weights, _escape(mixture, level), error)
+    _move(weights, _REST + _bucket(mixture.rest[_BEFORE]), error)
+    for tier in range(TIERS):
+        _move(weights, _escape(mixture, tier), error)
     for i in range(n):
         error = (1.0 if mixture.token[i] == token else 0.0) - mixture.probability[i]
         if abs(error) > _SETTLED:
@@ -382,20 +147,20 @@ def learn(databases: Databases, matches: Matches, weights: Weights, mixture: Mix
 
 @kernel
 def limits(mixture: Mixture, i: int) -> int:
-    """The longest matches that the context can have once token `i` follows it: level l's in byte l."""
+    """The longest matches that the context can have once token `i` follows it: tier l's in byte l."""
     packed = 0
-    for level in range(LEVELS):
-        length = mixture.seen_after[i, level]
+    for tier in range(TIERS):
+        length = mixture.seen_after[i, tier]
         if length == 0:  # it was seen after none of those looked at
-            length = mixture.shortest[level] - 1
-        packed |= (int(length) + 1) << (8 * level)
+            length = mixture.shortest[tier] - 1
+        packed |= (int(length) + 1) << (8 * tier)
     return packed
 
 
 def initial_weights() -> Weights:
     """The weights before anything is learnt: higher for longer matches, more occurrences and fewer continuations."""
-    level, length, count, shape = np.ogrid[:LEVELS, :_LENGTHS, :_COUNTS, :_SHAPES]
-    trust = np.array([0.0, 0.1, -0.2, -0.5])[level] + np.array([0.6, -0.2, -0.9])[shape]
+    tier, length, count, shape = np.ogrid[:TIERS, :_LENGTHS, :_COUNTS, :_SHAPES]
+    trust = np.array([0.0, 0.1, -0.2, -0.5])[tier] + np.array([0.6, -0.2, -0.9])[shape]
     weight = (1 / (1 + np.exp(-(trust - 1.9 + 0.9 * np.log2(np.maximum(length, 1)) + 0.2 * count)))).ravel()
     reached = np.full(weight.shape, _PRIOR)
     ones = np.ones(_FACTORS)
@@ -403,7 +168,7 @@ def initial_weights() -> Weights:
 
 
 def start(weights: Weights) -> Weights:
-    """What a request starts from: all that lasts, and nothing of its own."""
+    """A copy for a request to start from: all that lasts, and nothing of its own."""
     started = Weights(*(values.copy() for values in weights))
     started.factor[:] = weights.lasting
     return started
@@ -431,15 +196,250 @@ def allocate() -> Mixture:
         token=np.empty(_TOKENS, np.int32),
         probability=np.empty(_TOKENS),
         share=np.empty(_TOKENS),
-        level=np.empty(_TOKENS, np.uint8),
-        seen_after=np.empty((_TOKENS, LEVELS), np.int32),
+        tier=np.empty(_TOKENS, np.uint8),
+        seen_after=np.empty((_TOKENS, TIERS), np.int32),
         cell=np.empty((_TOKENS, _CELLS), np.int32),
         slot=np.empty(4 * _TOKENS, np.int32),
-        longest=np.empty(LEVELS, np.int64),
-        shortest=np.empty(LEVELS, np.int64),
-        occurred=np.empty(LEVELS, np.int64),
-        seen=np.empty(LEVELS, np.int64),
-        match_class=np.empty(LEVELS * CONTEXT_LENGTH, np.int64),
-        explained=np.empty(LEVELS * CONTEXT_LENGTH),
+        longest=np.empty(TIERS, np.int64),
+        shortest=np.empty(TIERS, np.int64),
+        occurred=np.empty(TIERS, np.int64),
+        seen=np.empty(TIERS, np.int64),
+        match_class=np.empty(TIERS * CONTEXT_LENGTH, np.int64),
+        explained=np.empty(TIERS * CONTEXT_LENGTH),
         rest=np.empty(3),
     )
+
+
+@kernel
+def class_of(tier: int, length: int, count: int, shape: int) -> int:
+    """The class of a match."""
+    return ((tier * _LENGTHS + length) * _COUNTS + _bits(count)) * _SHAPES + shape
+
+
+@kernel
+def _interpolate(
+    databases: Databases,
+    matches: Matches,
+    row: int,
+    weight: npt.NDArray[np.float64],
+    least: float,
+    mixture: Mixture,
+    emitted: int,
+) -> tuple[int, int]:
+    """The first stage, until less than `least` is left; returns how many tokens and how many matches there are.
+
+    `emitted` is the token that follows, or -1.
+    """
+    n, looked_at, left = 0, 0, 1.0
+    probes = _enough(least)
+    mixture.slot[:] = 0
+    mixture.rest[_UNLIKELY] = 0.0
+    mixture.longest[:] = 0
+    for tier in range(TIERS):
+        mixture.shortest[tier] = matches.longest[row, tier] + 1
+    mixture.occurred[:] = 0
+    mixture.seen[:] = 0
+    longest = 0
+    for tier in range(TIERS):
+        longest = max(longest, matches.longest[row, tier])
+    for length in range(longest, 0, -1):
+        if left < least:
+            break
+        for tier in range(TIERS):
+            if length > matches.longest[row, tier] or left < least:
+                continue
+            mixture.shortest[tier] = length
+            handle, count = match(databases, matches, row, tier, length)
+            if count <= mixture.seen[tier]:
+                continue
+            mixture.seen[tier] = count
+            if mixture.longest[tier] == 0:
+                mixture.longest[tier] = length
+                mixture.occurred[tier] = count
+            frequency = 0.0
+            if handle < 0:
+                if tier:
+                    token = int(databases.suffixes[tier - 1].tokens[~handle + 1])
+                else:
+                    token = int(databases.context.text[~handle + 1])
+                index = class_of(tier, length, 1, 0)
+                n = _add(mixture, n, token, left * weight[index], least / _BOOST, tier, length)
+                frequency = 1.0 if token == emitted else 0.0
+            elif tier:
+                first, end, shape = continuations(databases.trie, databases.suffixes[tier - 1], handle, probes)
+                index = class_of(tier, length, count, shape)
+                share = left * weight[index]
+                for entry in range(first, end):
+                    token = int(databases.trie.token[entry])
+                    n = _add(mixture, n, token, share * databases.trie.share[entry], least / _BOOST, tier, length)
+                    if token == emitted:
+                        frequency = float(databases.trie.share[entry])
+            else:
+                trie = databases.context
+                index = class_of(0, length, count, _context_shape(trie, handle))
+                share = left * weight[index] / count
+                child = int(trie.first[handle])
+                for _ in range(_RECENT):
+                    if child == 0:
+                        break
+                    token = int(trie.token[child])
+                    n = _add(mixture, n, token, share * trie.occurred[child], least / _BOOST, 0, length)
+                    if token == emitted:
+                        frequency = trie.occurred[child] / count
+                    child = int(trie.older[child])
+            mixture.match_class[looked_at] = index
+            mixture.explained[looked_at] = left * weight[index] * frequency
+            looked_at += 1
+            left *= 1.0 - weight[index]
+    mixture.rest[_BEFORE] = left
+    return n, looked_at
+
+
+@kernel
+def _correct(databases: Databases, factor: npt.NDArray[np.float64], mixture: Mixture, n: int) -> None:
+    """The second stage."""
+    rest = mixture.rest[_BEFORE] * factor[_REST + _bucket(mixture.rest[_BEFORE])]
+    for tier in range(TIERS):
+        rest *= factor[_escape(mixture, tier)]
+    total = rest + mixture.rest[_UNLIKELY]
+    for i in range(n):
+        cell = mixture.cell[i]
+        seen_after = mixture.seen_after[i]
+        longest = pattern = 0
+        for tier in range(TIERS):
+            longest = max(longest, seen_after[tier])
+            pattern = 4 * pattern + min((seen_after[tier] + 1) // 2, 3)  # 0, 1-2, 3-4, 5 or more
+        cell[0] = seen_after[0] * _LENGTHS + mixture.longest[0]
+        cell[1] = (_LENGTHS + seen_after[_STATISTICS]) * _LENGTHS + mixture.longest[_STATISTICS]
+        cell[2] = _PATTERN + pattern
+        token = mixture.token[i]
+        familiarity = _familiarity(databases.context, token) * 8
+        rarity = np.int64(databases.rarity[token]) if 0 <= token < len(databases.rarity) else 7
+        cell[3] = _FAMILIARITY + familiarity + rarity
+        cell[4] = _SEEN_AFTER + familiarity + _group(longest)
+        cell[5] = _HABIT + 2 * (token & (_HABITS - 1)) + (1 if seen_after[0] else 0)
+        probability = mixture.probability[i]
+        cell[6] = _CONFIDENCE + _bucket(probability)
+        for k in range(_CELLS):
+            probability *= factor[cell[k]]
+        mixture.probability[i] = probability
+        total += probability
+    for i in range(n):
+        mixture.probability[i] /= total
+    mixture.rest[_AFTER] = rest / total
+
+
+@kernel
+def _move(weights: Weights, cell: int, error: float) -> None:
+    """Gradient ascent for one factor."""
+    weights.squares[cell] += error * error
+    change = _RATE * error / math.sqrt(weights.squares[cell])
+    weights.lasting[cell] = min(max(weights.lasting[cell] * _exp(change), 1 / _LARGEST), _LARGEST)
+    change += _OWN_RATE * error
+    weights.factor[cell] = min(max(weights.factor[cell] * _exp(change), 1 / _LARGEST), _LARGEST)
+
+
+@kernel
+def _add(mixture: Mixture, n: int, token: int, share: float, least: float, tier: int, length: int) -> int:
+    """Add `share` to the probability of `token`; returns how many tokens the mixture holds.
+
+    A new token is taken in if that is `least` or more, else it joins what is unlikely.
+    """
+    slot = (token * 40503) & (len(mixture.slot) - 1)
+    while True:
+        index = mixture.slot[slot] - 1
+        if index < 0:
+            if share < least or n == len(mixture.token):
+                mixture.rest[_UNLIKELY] += share
+                return n
+            mixture.slot[slot] = n + 1
+            mixture.token[n] = token
+            mixture.probability[n] = share
+            mixture.share[n] = share
+            mixture.tier[n] = tier
+            mixture.seen_after[n] = 0
+            mixture.seen_after[n, tier] = length
+            return n + 1
+        if mixture.token[index] == token:
+            mixture.probability[index] += share
+            if share > mixture.share[index]:
+                mixture.share[index] = share
+                mixture.tier[index] = tier
+            if mixture.seen_after[index, tier] == 0:
+                mixture.seen_after[index, tier] = length
+            return n
+        slot = (slot + 1) & (len(mixture.slot) - 1)
+
+
+@kernel
+def _bits(count: int) -> int:
+    """Occurrences by powers of two."""
+    bits = 0
+    count -= 1
+    while count > 0 and bits < _COUNTS - 1:
+        count >>= 1
+        bits += 1
+    return bits
+
+
+@kernel
+def _bucket(probability: float) -> int:
+    """Half octaves of a probability below a half, octaves of its complement above."""
+    if probability <= 0.0:
+        return 31
+    if probability < 0.5:
+        mantissa, exponent = math.frexp(probability)
+        return int(min(-2 * exponent + (1 if mantissa < 0.70710678 else 0), 31))
+    _, exponent = math.frexp(1.0 - probability)
+    return int(32 + min(-exponent, 15)) if probability < 1.0 else 47
+
+
+@kernel
+def _group(length: int) -> int:
+    """Lengths of matches in eight groups: 0, 1, 2, 3, 4-5, 6-7, 8-11, 12."""
+    if length < 4:
+        return length
+    return 4 if length < 6 else (5 if length < 8 else (6 if length < 12 else 7))
+
+
+@kernel
+def _escape(mixture: Mixture, tier: int) -> int:
+    """The factor by which a database's longest match says that something else follows."""
+    return int(_ESCAPE + (tier * _LENGTHS + mixture.longest[tier]) * _COUNTS + _bits(mixture.occurred[tier]))
+
+
+@kernel
+def _context_shape(trie: ContextTrie, handle: int) -> int:
+    """How concentrated the continuations of a context in D_c are, as its most recent one tells."""
+    if handle < 0 or trie.older[trie.first[handle]] == 0:
+        return 0
+    return 1 if 2 * trie.occurred[trie.first[handle]] >= trie.followed[handle] else 2
+
+
+@kernel
+def _familiarity(trie: ContextTrie, token: int) -> int:
+    """How often and how recently the text has a token; 12 for never."""
+    node = find(trie, 0, token)
+    if node == 0:
+        return _AGES - 1
+    age = trie.sizes[TEXT] - trie.position[node]
+    bits = 0
+    while age > 1 and bits < _AGES - 1:
+        age >>= 1
+        bits += 1
+    return _bits(trie.occurred[node] + 1) * _AGES + bits
+
+
+@kernel
+def _enough(least: float) -> int:
+    """How many occurrences to look at, to see a continuation that makes up `least` of them two or three times."""
+    probes = PROBES
+    while probes > _FEWEST and probes * least > 2.5:
+        probes >>= 1
+    return probes
+
+
+@kernel
+def _exp(x: float) -> float:
+    """The exponential of `_RATE + _OWN_RATE` at most, to within 6e-5 of it, at a fifth of the time."""
+    return 1.0 + x * (1.0 + x * (1 / 2 + x * (1 / 6 + x / 24)))

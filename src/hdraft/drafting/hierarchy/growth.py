@@ -1,0 +1,179 @@
+"""How the draft tree grows: a best-first search over all databases at once.
+
+The next node is always the one with the highest estimated probability, whichever database it came from: what may follow
+a node is a mixture of what followed its context's matches in every database (`mixing`), and a path's probability is the
+product of its nodes'. Written as paths from the end of the text:
+
+    tree          frontier
+    -             a 0.8, b 0.1
+    a             a c 0.6, b 0.1
+    a, a c        a c d 0.4, b 0.1
+
+and so on, until no node of the frontier can be worth its place (`budget`).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from hdraft.drafting.databases.context import append
+from hdraft.drafting.hierarchy import matching, mixing
+from hdraft.drafting.hierarchy.budget import least_worthwhile
+from hdraft.drafting.hierarchy.matching import Databases, Matches
+from hdraft.drafting.hierarchy.mixing import Mixture, Weights
+from hdraft.drafting.kernel import kernel
+from hdraft.drafting.tree import Source
+
+_SOURCES = np.array([Source.CONTEXT, Source.MODEL, Source.MODEL, Source.STATISTICS], np.uint8)  # of each tier
+_LEAST = 1e-3  # no node is drafted below this probability
+_DEEPER = 0.985  # for each depth after the first: a tree's likeliest paths are those that are overestimated
+_TOKEN, _PARENT, _DEPTH, _TIER, _LIMITS = range(5)  # the columns of `Search.node`
+
+
+class Search(NamedTuple):
+    """The state of a best-first search: the tree's nodes, likeliest first, and behind them its frontier, likewise.
+
+    The frontier is the nodes that the tree may grow by. Each node has a slot in `node` for as long as it is kept.
+    """
+
+    probability: npt.NDArray[np.float64]  # [slots] in that order
+    slot: npt.NDArray[np.int64]  # [slots] in that order
+    node: npt.NDArray[np.int32]  # [slots, 5] token, parent, depth, tier, `mixing.limits`
+
+
+class TreeArrays(NamedTuple):
+    """The arrays of a `DraftTree`, to be filled."""
+
+    nodes: npt.NDArray[np.int32]  # [3, nodes] tokens, parents, depths
+    sources: npt.NDArray[np.uint8]
+    probabilities: npt.NDArray[np.float32]
+
+
+def allocate(slots: int) -> Search:
+    """Room to search for a tree of up to `slots` nodes."""
+    return Search(np.empty(slots), np.empty(slots, np.int64), np.empty((slots, 5), np.int32))
+
+
+@kernel
+def grow(
+    databases: Databases,
+    matches: Matches,
+    weights: Weights,
+    vocab_size: int,
+    max_depth: int,
+    prices: npt.NDArray[np.float64],
+    mixture: Mixture,
+    search: Search,
+) -> int:
+    """Grow a tree best-first, as long as its next node can be worth its place; returns how many nodes are worth theirs.
+
+    Args:
+        prices: float64[budget + 1], see `BudgetRule.prices`; all zero to fill the budget.
+        search: with room for `budget` nodes or more.
+    """
+    room = len(prices) - 1
+    nodes, frontier, probability, depth = 0, 0, 1.0, 0
+    gain, best, best_nodes = 0.0, -prices[0], 0
+    while True:
+        least = max(_LEAST, least_worthwhile(prices, nodes, gain, best))
+        if depth < max_depth:  # row `nodes` is the node made last, or the text
+            cutoff = max(_LEAST, least / 4)  # likely nodes before it may yet make a less likely one worth its place
+            if nodes + frontier == room:
+                cutoff = max(cutoff, search.probability[nodes + frontier - 1])
+            sought = 2.5 * cutoff / probability  # of what follows the node; above 1 nothing can be
+            n = mixing.mix(databases, matches, nodes, weights, sought, mixture) if sought <= 1.0 else 0
+            for i in range(n):
+                reached = probability * mixture.probability[i] * (_DEEPER if depth else 1.0)
+                if reached >= cutoff and 0 <= mixture.token[i] < vocab_size:
+                    slot, frontier = _push(search, room, nodes, frontier, reached)
+                    if slot >= 0:
+                        search.node[slot, _TOKEN] = mixture.token[i]
+                        search.node[slot, _PARENT] = nodes - 1
+                        search.node[slot, _DEPTH] = depth + 1
+                        search.node[slot, _TIER] = mixture.tier[i]
+                        search.node[slot, _LIMITS] = mixing.limits(mixture, i)
+        if frontier == 0 or search.probability[nodes] < least:
+            return best_nodes
+        node = search.node[search.slot[nodes]]
+        depth = node[_DEPTH]
+        probability = search.probability[nodes]
+        matching.enter(matches, nodes + 1, node[_PARENT] + 1, node[_TOKEN], node[_LIMITS])
+        nodes += 1
+        frontier -= 1
+        gain += probability
+        if gain - prices[nodes] > best:
+            best, best_nodes = gain - prices[nodes], nodes
+        if nodes == room:
+            return best_nodes
+
+
+@kernel
+def advance(
+    databases: Databases,
+    matches: Matches,
+    weights: Weights,
+    mixture: Mixture,
+    token_ids: npt.NDArray[np.int32],
+    learn: bool,
+) -> None:
+    """Move row 0 on by `token_ids`, for which D_c must have room; with `learn`, fit the weights to each of them."""
+    for i in range(len(token_ids)):
+        token = int(token_ids[i])
+        if learn:
+            mixing.learn(databases, matches, weights, mixture, token)
+        append(databases.context, token)
+        matching.advance(databases, matches, token)
+        matching.settle(databases, matches)
+
+
+@kernel
+def advance_and_grow(
+    databases: Databases,
+    matches: Matches,
+    weights: Weights,
+    mixture: Mixture,
+    token_ids: npt.NDArray[np.int32],
+    vocab_size: int,
+    max_depth: int,
+    prices: npt.NDArray[np.float64],
+    search: Search,
+    tree: TreeArrays,
+) -> int:
+    """`advance`, learning, then `grow` into `tree`; returns its size.
+
+    One call for both: after a forward pass, with cold caches, handing the arrays over takes as long as the work.
+    """
+    advance(databases, matches, weights, mixture, token_ids, True)
+    n = grow(databases, matches, weights, vocab_size, max_depth, prices, mixture, search)
+    for i in range(n):
+        node = search.node[search.slot[i]]
+        tree.nodes[_TOKEN, i] = node[_TOKEN]
+        tree.nodes[_PARENT, i] = node[_PARENT]
+        tree.nodes[_DEPTH, i] = node[_DEPTH]
+        tree.sources[i] = _SOURCES[node[_TIER]]
+        tree.probabilities[i] = search.probability[i]
+    return n
+
+
+@kernel
+def _push(search: Search, room: int, nodes: int, frontier: int, probability: float) -> tuple[int, int]:
+    """Put a node into the frontier if it is among the likeliest that there is room for.
+
+    Returns its slot, or -1, and how many nodes the frontier has.
+    """
+    place = nodes + frontier
+    slot = place
+    if place == room:
+        if probability <= search.probability[place - 1]:
+            return -1, frontier
+        place -= 1
+        frontier -= 1
+        slot = int(search.slot[place])
+    while place > nodes and search.probability[place - 1] < probability:
+        search.probability[place] = search.probability[place - 1]
+        search.slot[place] = search.slot[place - 1]
+        place -= 1
+    search.probability[place] = probability
+    search.slot[place] = slot
+    return slot, frontier + 1
