@@ -1,6 +1,5 @@
 """One prompt decoded both ways: by `model.generate` and by `hdraft.stream`."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hdraft.decoding import Statistics, StreamedToken, stream
 from hdraft.drafting import Drafter, Source
+from hdraft.files import json_lines
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Prompt:
 
 def read_prompts(path: Path) -> list[Prompt]:
     """Read a file of prompts."""
-    return [Prompt(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Prompt(**record) for _, record, _ in json_lines(path)]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import torch
 
 from hdraft import files
-from hdraft.drafting.databases import storage
 from hdraft.evaluation import answers, report
 from hdraft.evaluation.answering import Answerer, Setup, threads_of_each
 from hdraft.evaluation.answers import Answer, AnswerError, AnswerFile
@@ -99,7 +98,7 @@ def _held(folder: Path) -> Iterator[None]:
     new = not (folder / report.SETTINGS).exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with storage.exclusive(folder):
+        with files.exclusive(folder):
             yield
     except BlockingIOError:
         raise AnswerError(f"another run is writing {folder}: wait for it, or choose another --output") from None

@@ -52,7 +52,7 @@ def write(folder: Path) -> dict[str, Any]:
     """Make the report of a folder of answers: `report.json`, `report.md` and, where matplotlib is, plots; returns it.
 
     Raises:
-        AnswerError, BuildError: there are no answers in it, or they cannot be read.
+        AnswerError: there are no answers in it, or they cannot be read.
     """
     figures = report(folder)
     files.replace(folder / "report.json", dump_json(figures, indent=1).encode())
