@@ -1,12 +1,4 @@
-"""Files of a long work: tried before it, held against other writers, replaced at once, or added to line by line.
-
-replace, synced          the new content in the place of the old one
-try_file, try_folder     whether it will be possible to write, before the work
-promised                 both: tried now, written at the end
-exclusive                one writer at a time
-journal, whole_lines     a file that gets one line after another, and survives its writer's being killed
-json_lines               reading JSON lines, whoever wrote them
-"""
+"""Files of a long work: tried before it, held against other writers, replaced at once, or added to line by line."""
 
 import codecs
 import errno
@@ -16,7 +8,6 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from io import RawIOBase
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -31,7 +22,7 @@ def replace(path: Path, content: bytes, temporary: Path | None = None) -> None:
     Args:
         path: the file; a link is followed.
         content: of the file.
-        temporary: where it is written first, beside the file; None for a name that nobody else has.
+        temporary: where it is written first, beside the file; None for a name of its own.
 
     Raises:
         OSError: it cannot be written; names `path`.
@@ -39,11 +30,11 @@ def replace(path: Path, content: bytes, temporary: Path | None = None) -> None:
     path = Path(os.path.realpath(path))
     temporary = temporary or path.with_name(f".{path.name[:99]}.{os.urandom(4).hex()}")
     try:
-        with naming(path), synced(temporary) as file:
-            if path.exists():
-                os.chmod(temporary, path.stat().st_mode & 0o777)
-            file.write(content)
         with naming(path):
+            with synced(temporary) as file:
+                if path.exists():
+                    os.chmod(temporary, path.stat().st_mode & 0o777)
+                file.write(content)
             os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
@@ -117,7 +108,7 @@ def promised(path: Path) -> Iterator[Callable[[str], None]]:
     """
     if path.exists() and not path.is_file():
         with open(path, "wb", buffering=0) as file:
-            yield lambda text: _write(file, path, text.encode())
+            yield lambda text: _write(file.fileno(), path, text.encode())
         return
     try_file(path)
 
@@ -132,11 +123,11 @@ def promised(path: Path) -> Iterator[Callable[[str], None]]:
     yield write
 
 
-def _write(file: RawIOBase, path: Path, content: bytes) -> None:
+def _write(descriptor: int, path: Path, content: bytes) -> None:
     rest = memoryview(content)
     with naming(path):
         while rest:
-            rest = rest[file.write(rest) or 0 :]
+            rest = rest[os.write(descriptor, rest) :]
 
 
 @contextmanager
@@ -186,10 +177,8 @@ class Journal:
         """
         size = os.fstat(self._descriptor).st_size
         try:
+            _write(self._descriptor, self.path, line)
             with naming(self.path):
-                rest = memoryview(line)
-                while rest:
-                    rest = rest[os.write(self._descriptor, rest) :]
                 os.fsync(self._descriptor)
         except BaseException:
             self.cut(size)

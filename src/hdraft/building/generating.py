@@ -1,4 +1,4 @@
-"""Prompts -> what the target itself answers: the source of D_m where there are no recorded generations."""
+"""Prompts -> the target's own answers: the source of D_m where there are no recorded generations."""
 
 import hashlib
 import json

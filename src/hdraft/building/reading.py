@@ -45,7 +45,7 @@ class BuildError(ValueError):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Whose ids these are. `tokenizer` is None where only ids can be read."""
+    """The vocabulary that token ids belong to. `tokenizer` is None where only ids can be read."""
 
     vocab_size: int
     eos_token_id: int | None
@@ -242,7 +242,7 @@ class _Tokens:
                 self._end_document()
 
     def array(self) -> Ids:
-        """What was added, without a copy."""
+        """All that was added, without a copy."""
         return np.frombuffer(self._ids, self._dtype)
 
     def _encode(self, texts: Sequence[_Piece]) -> Sequence[Sequence[int]]:
@@ -257,12 +257,7 @@ class _Tokens:
     def _add(self, ids: Ids, where: str) -> None:
         if not len(ids):
             return
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= self._vocabulary.vocab_size:
-            wrong = low if low < 0 else high
-            raise BuildError(
-                f"{where}: token id {wrong} is outside the vocabulary of {self._vocabulary.vocab_size} ids"
-            )
+        check_ids(ids, self._vocabulary.vocab_size, where)
         if len(self._ids) + len(ids) >= storage.MAX_TOKENS:
             raise BuildError(f"{where}: more than {storage.MAX_TOKENS - 1} tokens, which is all that a database holds")
         self._ids.frombytes(ids.astype(self._dtype).tobytes())
