@@ -151,7 +151,7 @@ def copy_bandwidth(device: str) -> float:
 
 
 def bytes_read(model: PreTrainedModel, cached: int) -> tuple[int, int]:
-    """What a step has to read at least: of weights (all but the embeddings, of which it needs a few rows), of cache."""
+    """The bytes that a step must read: of weights (all but the embeddings, of which a few rows do), and of cache."""
     config = model.config
     weights = sum(
         weight.numel() * weight.element_size()
@@ -164,7 +164,7 @@ def bytes_read(model: PreTrainedModel, cached: int) -> tuple[int, int]:
 
 @dataclass
 class Method:
-    """A way to decode, and what it took so far."""
+    """A way to decode, and its timings so far."""
 
     name: str
     budget: int = 0
@@ -203,7 +203,7 @@ def build_databases(generations: npt.NDArray[Any], corpus: npt.NDArray[Any], of:
 
 @contextmanager
 def log_lines() -> Iterator[list[str]]:
-    """What hdraft says in its log meanwhile: what could not be had, and why."""
+    """The lines that hdraft logs meanwhile: which kinds of step could not be had, and why."""
     lines: list[str] = []
 
     class Lines(logging.Handler):
@@ -219,7 +219,7 @@ def log_lines() -> Iterator[list[str]]:
 
 
 class Run:
-    """One run of the benchmark: what it is of, and what it has measured up to now."""
+    """One run of the benchmark: its settings, and its measurements so far."""
 
     def __init__(self, arguments: argparse.Namespace, requests: list[Request], databases: Path, log: list[str]) -> None:
         self.arguments = arguments

@@ -1,4 +1,4 @@
-"""Replay recorded requests through a real model: what every step takes, and which part of it what.
+"""Replay recorded requests through a real model: the time of every step, and of each of its parts.
 
 The model does all the work of decoding: the prompt, drafting, the forward pass over the tree, reading its logits,
 moving the cache. Only the choice of the next token is the recorded one instead of that of the logits. What a step takes
@@ -28,12 +28,13 @@ from hdraft.evaluation.traces import Request
 Seconds = npt.NDArray[np.float64]
 
 PARTS = ("drafting", "inputs", "model", "verification", "cache")
-"""Of a step, see `Statistics`. On a GPU moving the cache is only asked for: it is done when the next step waits."""
+"""The parts of a step's time, named as in `Statistics`. On a GPU, `cache` only asks for the move, which
+falls into the next step's `model`."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What a request took, step by step; the first step is the one over the prompt.
+    """The time of a request, step by step; the first step is the one over the prompt.
 
     Attributes:
         emitted: int64[steps], tokens.

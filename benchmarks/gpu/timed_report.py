@@ -1,4 +1,4 @@
-"""What the timings of several methods come to: speeds, speed-ups and parts of a step, by category; as Markdown.
+"""The report on the timings of several methods: speeds, speed-ups and parts of a step, by category; as Markdown.
 
 Every figure is given twice: over whole requests, and over what comes after the prompt's step, which no draft shortens.
 """
@@ -19,7 +19,7 @@ BASES = ("transformers", "transformers-static", "vanilla")
 
 
 def score(timings: Iterable[Timing], first: int = 0) -> Score:
-    """What was emitted and drafted from step `first` on, as a replay counts it."""
+    """The tokens emitted and drafted from step `first` on, as a replay counts them."""
     total = Score()
     for timing in timings:
         total.tokens += int(timing.emitted[first:].sum())
@@ -28,7 +28,7 @@ def score(timings: Iterable[Timing], first: int = 0) -> Score:
 
 
 def figures(timings: Timings) -> dict[str, dict[str, Any]]:
-    """Of each method, over at least one request, what docs/gpu.md lists."""
+    """The figures that docs/gpu.md lists, for each method, over at least one request."""
     return {
         method: {
             "requests": len(own),

@@ -132,7 +132,7 @@ def _runner(num_workers: int) -> Run:
 
 
 def _learned(by_method: dict[str, AnswerFile]) -> list[list[int]]:
-    """What a learning D_m had taken in when an earlier run stopped."""
+    """The answers that a learning D_m had taken in when an earlier run stopped."""
     if "hd" not in by_method:
         return []
     choices = (choice for answer in by_method["hd"].answers.values() for choice in answer["choices"])
@@ -156,7 +156,7 @@ def _settings(setup: Setup, questions: Path, num_workers: int) -> dict[str, Any]
 
 
 def _contents(folder: Path) -> str | None:
-    """What tells a folder from what it was, without reading all of it; None for a name on the Hub."""
+    """A hash that changes when a folder does, from its files' names, sizes and times; None for a name on the Hub."""
     if not folder.is_dir():
         return None
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir() if path.is_file()]
