@@ -1,4 +1,4 @@
-"""What the budget rule is worth: its predicted speed-up against that of fixed budgets, under each built-in cost curve.
+"""The budget rule against fixed budgets: predicted speed-ups, under each built-in cost curve.
 
     python benchmarks/budget.py TRACE… --model-database DIR --statistics-database DIR [--budgets 1 2 4 …] [--json FILE]
 

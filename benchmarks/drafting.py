@@ -2,7 +2,7 @@
 
     python benchmarks/drafting.py TRACE… --vocab-size 32000 --model-database DIR --statistics-database DIR
 
-Peers draft as much as they find, up to `PEERS_BUDGET`; the adaptive hierarchy is run at each of `BUDGETS`. Databases
+The others draft as much as they find, up to `PEERS_BUDGET`; `hd` is run at each of `BUDGETS`. Databases
 are made by `hdraft build`. A database that is not given leaves out the methods that need it.
 """
 
@@ -37,18 +37,18 @@ def methods(
         return ModelDatabase.from_pretrained(model_database) if model_database else None
 
     statistics = StatisticsDatabase.from_pretrained(statistics_database) if statistics_database else None
-    yield "PLD", PEERS_BUDGET, PromptLookupDrafter(vocab_size)
+    yield "pld", PEERS_BUDGET, PromptLookupDrafter(vocab_size)
     if statistics:
-        yield "REST", PEERS_BUDGET, RestDrafter(vocab_size, statistics)
+        yield "rest", PEERS_BUDGET, RestDrafter(vocab_size, statistics)
     for order in ("W", "S", "L", "WS", "WSL"):
         if ("S" not in order or model_database) and ("L" not in order or statistics):
             yield (
-                f"HD as published, {order}",
+                f"published, {order}",
                 PEERS_BUDGET,
                 PublishedDrafter(vocab_size, model(), statistics, order=order),
             )
     for budget in BUDGETS:
-        yield "adaptive hierarchy", budget, HierarchyDrafter(vocab_size, model(), statistics, learn=True)
+        yield "hd", budget, HierarchyDrafter(vocab_size, model(), statistics, learn=True)
 
 
 def _report(progress: Progress, task: TaskID, done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""What it is worth that a new drafter does not start from nothing (`hdraft.drafting.hierarchy.experience`).
+"""The MAT of first requests, with and without the experience that a new drafter starts from.
 
     python benchmarks/first_requests.py TRACE… --vocab-size N [--model-database DIR] [--statistics-database DIR]
 

@@ -1,4 +1,4 @@
-"""What each way of running a step is worth: the embedded model, greedy and sampled, without drafts and with.
+"""The speed of each way of running a step: the embedded model, greedy and sampled, without drafts and with.
 
     python benchmarks/kinds.py [--device cuda] [--rounds 5] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""What `propose` of the vLLM adapter costs: traces replayed as the rows of a batch, without vLLM.
+"""The time of `propose` in the vLLM adapter: traces replayed as the rows of a batch, without vLLM.
 
     python benchmarks/propose.py TRACE… --vocab-size N [--model-database DIR] [--statistics-database DIR] [--json FILE]
 
@@ -26,7 +26,7 @@ _CACHES = 64 * 2**20  # bytes
 
 
 def vllm_config(vocab_size: int, tokens: int, max_length: int, settings: dict[str, Any]) -> SimpleNamespace:
-    """What the proposer reads of a `VllmConfig`."""
+    """The part of a `VllmConfig` that the proposer reads."""
     model = SimpleNamespace(get_vocab_size=lambda: vocab_size, max_model_len=max_length, skip_tokenizer_init=True)
     return SimpleNamespace(
         model_config=model,

@@ -94,7 +94,7 @@ def build(tokens: Ids, vocab_size: int, eos_token_id: int | None, folder: str) -
 
 
 def opened(folder: str) -> dict[str, Any]:
-    """What a database takes on disk and to open."""
+    """The size of a database on disk, and the time to open it."""
     before = resident()
     database = StatisticsDatabase.from_pretrained(folder)
     read = resident() - before

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from tiny_model import TEXT, save_tiny_model
+from typer.main import get_command
 
 import hdraft
 from hdraft import cli
@@ -473,6 +475,28 @@ def test_version_and_help(run: Run) -> None:
     for command in ("", "demo", "generate", "build", "build model", "build statistics", "inspect", "replay"):
         assert f"Usage: hdraft {command}".rstrip() in run(*command.split(), "--help").out
     assert "Usage: hdraft" in run().out
+
+
+@pytest.mark.parametrize(
+    ("command", "title", "names"),
+    [
+        ("bench", "Questions", ("--questions", "--question-begin", "--question-end", "--num-choices", "--download")),
+        ("generate", "The text", ("--prompt", "--prompt-file")),
+        ("replay", "Databases", ("--model-database", "--statistics-database")),
+    ],
+)
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_help_of_a_command_with_many_options_has_sections_and_leaves_none_out(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str, title: str, names: tuple[str, ...], columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown = run(command, "--help").out
+    for parameter in get_command(cli.app).commands[command].params:  # type: ignore[attr-defined]
+        name = "TRACE" if parameter.param_type_name == "argument" else max(parameter.opts, key=len)
+        assert len(re.findall(rf"^  {re.escape(name)}(?![\w-])", shown, re.MULTILINE)) == 1, name
+    section = shown.partition(f"{title}:\n")[2].partition("\n\n")[0]
+    assert tuple(re.findall(r"^  (--[a-z-]+)", section, re.MULTILINE)) == names
+    assert all(len(line) <= columns for line in shown.splitlines())
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -1,6 +1,7 @@
-"""Files written at the end of a long work: refused at its beginning, replaced at once or not at all."""
+"""Files of a long work: refused at its beginning, replaced at once or not at all, held, added to, read line by line."""
 
 import errno
+import gzip
 import os
 from pathlib import Path
 
@@ -83,3 +84,88 @@ def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
         files.try_folder(tmp_path / "below")
     with pytest.raises(PermissionError):
         files.try_file(tmp_path / "file")
+
+
+def test_a_replacement_goes_through_the_place_that_it_is_given(tmp_path: Path) -> None:
+    path, temporary = tmp_path / "manifest", tmp_path / "writing.tmp"
+    temporary.write_text("torn")
+    files.replace(path, b"new", temporary)
+    assert path.read_bytes() == b"new" and [each.name for each in tmp_path.iterdir()] == ["manifest"]
+
+
+def test_a_file_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+    with files.exclusive(tmp_path), pytest.raises(BlockingIOError, match="is writing it"), files.exclusive(tmp_path):
+        raise AssertionError("not reached")
+    with files.exclusive(tmp_path):
+        pass
+
+
+def test_a_journal_keeps_whole_lines_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out.jsonl"
+    with files.journal(path) as journal:
+        journal.append(b"one\n")
+        with pytest.raises(BlockingIOError), files.journal(path):
+            raise AssertionError("not reached")
+
+        def full(_: int) -> None:
+            raise OSError(errno.ENOSPC, "full")
+
+        with monkeypatch.context() as patched, pytest.raises(OSError, match="full") as caught:
+            patched.setattr("os.fsync", full)
+            journal.append(b"two\n")
+        assert caught.value.filename == str(path)
+    assert path.read_bytes() == b"one\n"
+    path.write_bytes(b"one\ntwo\nto")
+    assert files.whole_lines(path) == (2, 8, b"to")
+    with files.journal(path) as journal:
+        journal.cut(8)
+        journal.append(b"three\n")
+    assert path.read_bytes() == b"one\ntwo\nthree\n" and files.whole_lines(path) == (3, 14, b"")
+
+
+def test_a_journal_that_comes_to_nothing_is_removed(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), files.journal(tmp_path / "out.jsonl"):
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+
+
+class RefusedError(ValueError):
+    pass
+
+
+def test_json_lines_say_where_each_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b'\xef\xbb\xbf{"a": 1}\n\n{"a": 2}'))
+    assert [(where, record) for where, record, _ in files.json_lines(path)] == [
+        (f"{path}:1", {"a": 1}),
+        (f"{path}:3", {"a": 2}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'{"a": 1}\n[]\n', ":2: not a JSON object"),
+        (b'{"a"\n', ":1: not valid JSON"),
+        (None, ": cannot be read \\(No such"),
+    ],
+)
+def test_a_line_that_is_none_is_refused_with_the_readers_own_error(
+    tmp_path: Path, content: bytes | None, says: str
+) -> None:
+    path = tmp_path / "a.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RefusedError, match=f"a.jsonl{says}"):
+        list(files.json_lines(path, RefusedError))
+
+
+def test_a_torn_last_line_is_passed_over_where_that_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": ')
+    assert [record for _, record, _ in files.json_lines(path, torn=True)] == [{"a": 1}]
+    with pytest.raises(ValueError, match=r"a.jsonl:2: not valid JSON"):
+        list(files.json_lines(path))
+    path.write_bytes(b'{"a": \n{"a": 1}')
+    with pytest.raises(ValueError, match=r"a.jsonl:1: not valid JSON"):
+        list(files.json_lines(path, torn=True))

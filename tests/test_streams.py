@@ -48,7 +48,7 @@ def test_replay_with_streams_that_are_closed(trace: Path, tmp_path: Path, closed
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a shell")
 def test_commands_with_all_streams_closed(model: Path, trace: Path, tmp_path: Path) -> None:
-    """What they open must not take the place of a stream that they write to."""
+    """Files that they open must not take the place of a stream that they write to."""
     corpus, output, questions = tmp_path / "corpus.txt", tmp_path / "D_s", tmp_path / "q.jsonl"
     corpus.write_text(TEXT * 9)
     questions.write_text('{"question_id": 1, "category": "qa", "turns": ["def area("]}\n')

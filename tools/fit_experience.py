@@ -43,7 +43,7 @@ LINES, WORD = 40, r"\b[a-z_]{4,}\b"  # of an edit
 
 
 class Texts(NamedTuple):
-    """What everything is made of, as token ids."""
+    """The texts that requests and databases are made of, as token ids."""
 
     requests: list[Request]
     model: list[list[int]]

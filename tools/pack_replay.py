@@ -1,4 +1,4 @@
-"""Pack what `benchmarks/replay_gpu.py` replays, to carry it to a machine with a GPU.
+"""Pack what `benchmarks/gpu/replay.py` replays, to carry it to a machine with a GPU.
 
     python tools/pack_replay.py FOLDER OUTPUT
 

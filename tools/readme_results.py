@@ -121,7 +121,7 @@ def budget_results(figures: dict[str, Any]) -> str:
 
 
 def first_results(figures: dict[str, Any]) -> str:
-    """What a new drafter's experience is worth."""
+    """First requests, with a new drafter's experience and without it."""
     kinds = {"first": "each with a new drafter", "all": "one after another"}
     rows = [
         [
@@ -177,7 +177,7 @@ BENCH_RUNS = {
 
 
 def bench_conditions(figures: dict[str, Any]) -> str:
-    """What a run of `hdraft bench` was made on."""
+    """The model, machine and versions of a run of `hdraft bench`."""
     settings = figures["settings"]
     machine = settings["machine"]
     return (
@@ -203,7 +203,7 @@ def bench_summary(figures: dict[str, Any]) -> str:
 
 
 def lookahead_results(figures: dict[str, Any]) -> str:
-    """What a lookahead branch gives `hd`."""
+    """`hd` with a lookahead branch and without one."""
     rows = [[name, f"{run['mat']:.3f}", f"{run['drafted_per_step']:.1f}"] for name, run in figures["runs"].items()]
     return "\n".join(
         [

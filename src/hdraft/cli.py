@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 import hdraft
 from hdraft import files
 from hdraft.text import argument_text, decode_text, dump_json, one_line
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from transformers import PreTrainedTokenizerBase
 
 USER, MACHINE, INTERRUPTED = 2, 1, 130
@@ -100,7 +100,7 @@ def _check_empty(arguments: list[str]) -> None:
 
 
 def _explain(error: Exception) -> tuple[str, int]:
-    """What to say about an error, and the exit code."""
+    """The message for an error, and the exit code."""
     cause = error if isinstance(error, OSError) else error.__cause__
     if isinstance(error, typer.TyperException):
         return error.format_message(), error.exit_code
@@ -141,6 +141,35 @@ def _options(
     pass
 
 
+class GroupedCommand(TyperCommand):
+    """A command with many options: its help has a section for each kind, in plain text."""
+
+    SECTIONS = (
+        ("The model", "model chat chat_template system_prompt dtype device trust_remote_code"),
+        ("The text", "prompt prompt_file"),
+        ("Questions", "questions question_begin question_end num_choices download"),
+        ("Drafting", "method budget step no_draft"),
+        ("Databases", "model_database statistics_database no_model_database no_statistics_database"),
+        ("Options of single methods", "no_context ngram_size window guess previous_tokens order learn adaptive"),
+        (
+            "Decoding",
+            "max_new_tokens do_sample temperature top_k top_p min_p repetition_penalty no_repeat_ngram_size seed",
+        ),
+        ("Run and output", "output num_workers stats as_json cost json_file"),
+        ("Arguments", "traces"),
+    )
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the sections that have an option, and in a last one the rest."""
+        records = {str(each.name): each.get_help_record(ctx) for each in self.get_params(ctx)}
+        sections = [(title, [name for name in names.split() if name in records]) for title, names in self.SECTIONS]
+        rest = records.keys() - {name for _, names in sections for name in names}
+        for title, names in (*sections, ("Other options", sorted(rest))):
+            if names:
+                with formatter.section(title):
+                    formatter.write_dl([records[name] for name in names])
+
+
 # --------------------------------------------------------------------- options that several commands take
 
 Model = Annotated[
@@ -159,6 +188,13 @@ StatisticsDatabaseName = Annotated[
     str | None, typer.Option("--statistics-database", metavar="DATABASE", help="D_s: a folder, or a name on the Hub.")
 ]
 Budget = Annotated[int, typer.Option(min=0, metavar="N", help="The most tokens drafted in one step.")]
+Order = Annotated[
+    str | None,
+    typer.Option(metavar="LETTERS", help="published: which of W, S, L (D_c, D_m, D_s) to ask; all that are given."),
+]
+PreviousTokens = Annotated[
+    int | None, typer.Option(metavar="N", help="published: tokens that D_s is asked with.", show_default="2")
+]
 Tokenizer = Annotated[
     str | None, typer.Option(metavar="MODEL", help="The target, or its tokenizer: a folder, or a name on the Hub.")
 ]
@@ -194,14 +230,12 @@ def demo(
     from hdraft.demo.demonstration import demonstrate, load_embedded
     from hdraft.demo.figures import as_json
     from hdraft.loading import quieten
+    from hdraft.terminal import open_console
 
-    prompts = read_prompts(PROMPTS)
-    if unknown := set(prompt_id or ()) - {prompt.id for prompt in prompts}:
-        known = ", ".join(prompt.id for prompt in prompts)
-        raise CommandError(f"no prompt {', '.join(sorted(unknown))}: there are {known}")
-    prompts = [prompt for prompt in prompts if not prompt_id or prompt.id in prompt_id][:limit]
+    with _refusals():
+        prompts = read_prompts(PROMPTS, prompt_id)[:limit]
     quieten()
-    console = _console()
+    console = open_console()
     with _promised(json_file) as write:
         comparisons = demonstrate(prompts, *load_embedded(console), console)
         write(dump_json(as_json(comparisons), indent=1))
@@ -221,7 +255,7 @@ def _positive(value: float | None) -> float | None:
     return value
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def generate(
     model: Model,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="The text to continue.")] = None,
@@ -275,7 +309,7 @@ def generate(
 
     from hdraft.decoding import Statistics, stream
     from hdraft.loading import check_room, encode_prompt, load_drafter, load_target, quieten
-    from hdraft.terminal import legend, show_token
+    from hdraft.terminal import legend, open_console, show_token
 
     quieten()
     target, tokenizer = load_target(model, dtype, device, trust_remote_code)
@@ -306,7 +340,7 @@ def generate(
             step=None if step == "auto" else step,
             **{name: value for name, value in options.items() if value is not None},
         )
-    console = _console(plain=not stats)
+    console = open_console(plain=not stats)
     emitted = []
     for token in tokens:
         emitted.append(token)
@@ -318,22 +352,13 @@ def generate(
             "prompt_tokens": input_ids.shape[1],
             "output_ids": [token.id for token in emitted],
             "sources": [None if token.source is None else token.source.name.lower() for token in emitted],
-            "statistics": {
-                "steps": statistics.steps,
-                "tokens": statistics.tokens,
-                "mean_accepted_tokens": statistics.mean_accepted_tokens,
-                "drafted": statistics.drafted,
-                "accepted": {source.name.lower(): count for source, count in statistics.accepted.items()},
-                "seconds": statistics.seconds,
-                "seconds_model": statistics.seconds_model,
-                "seconds_drafting": statistics.seconds_drafting,
-            },
+            "statistics": statistics.to_dict(),
         }
         print(dump_json(output), end="")
     else:
         print()
     if stats:
-        errors = _console(stderr=True)
+        errors = open_console(stderr=True)
         if console.is_terminal:
             errors.print(legend())
         errors.print(str(statistics), soft_wrap=True)
@@ -375,9 +400,9 @@ def build_model(
     from hdraft.drafting.databases import storage
     from hdraft.drafting.drafter import vocabulary_size
     from hdraft.loading import load_target, quieten
-    from hdraft.terminal import progress
+    from hdraft.terminal import open_console, progress
 
-    console = _console(stderr=True)
+    console = open_console(stderr=True)
     encoder: PreTrainedTokenizerBase | None
     if model is not None and prompts is not None:
         generations = generations or [output.with_name(f"{output.name}.generations.jsonl")]
@@ -418,10 +443,10 @@ def build_statistics(
 ) -> None:
     """D_s: from a corpus."""
     from hdraft import building
-    from hdraft.terminal import progress
+    from hdraft.terminal import open_console, progress
 
     encoder, vocab_size = _vocabulary(tokenizer, vocab_size, trust_remote_code)
-    with progress(_console(stderr=True)) as report:
+    with progress(open_console(stderr=True)) as report:
         database = building.build_statistics(corpus, output, encoder, vocab_size, eos_token_id, report)
     print(f"{output}: {len(database.tokens):,} tokens")
 
@@ -430,22 +455,14 @@ def build_statistics(
 def inspect(
     database: Annotated[str, typer.Argument(metavar="DATABASE", help="A folder, or a name on the Hub.")],
 ) -> None:
-    """What a database holds; verifies its checksums."""
-    from rich.table import Table
-
+    """Show what a database holds, after verifying its checksums."""
     from hdraft.drafting.databases import storage
+    from hdraft.terminal import database_table, open_console
 
-    held = storage.inspect(database)
-    table = Table(show_header=False, box=None)
-    for name, value in held.items():
-        if name != "arrays":
-            table.add_row(name.replace("_", " "), f"{value:.2f}" if isinstance(value, float) else str(value))
-    for name, array in held["arrays"].items():
-        table.add_row(name, f"{array['dtype']}[{array['shape'][0]}], {array['bytes']:,} bytes, checksum verified")
-    _console().print(table)
+    open_console().print(database_table(storage.inspect(database)))
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def replay(
     traces: Annotated[list[Path], typer.Argument(metavar="TRACE...", help="Recorded requests, .jsonl[.gz].")],
     method: Annotated[
@@ -464,19 +481,14 @@ def replay(
     ] = None,
     model_database: ModelDatabaseName = None,
     statistics_database: StatisticsDatabaseName = None,
-    order: Annotated[
-        str | None,
-        typer.Option(metavar="LETTERS", help="published: which of W, S, L (D_c, D_m, D_s) to ask; all that are given."),
-    ] = None,
+    order: Order = None,
     ngram_size: Annotated[
         int | None, typer.Option(metavar="N", help="published: tokens of an n-gram.", show_default="5")
     ] = None,
     guess: Annotated[
         int | None, typer.Option(metavar="N", help="published: sequences kept for each token.", show_default="7")
     ] = None,
-    previous_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="published: tokens that D_s is asked with.", show_default="2")
-    ] = None,
+    previous_tokens: PreviousTokens = None,
     learn: Annotated[
         bool | None,
         typer.Option("--learn/--no-learn", help="hd: let finished requests join D_m, in memory.", show_default="learn"),
@@ -497,10 +509,10 @@ def replay(
 ) -> None:
     """Recorded requests through a drafter: mean accepted tokens, exactly, without a model."""
     from hdraft.evaluation.replay import replay_files
-    from hdraft.terminal import progress
+    from hdraft.terminal import open_console, progress, show_replay
 
     with _promised(json_file) as write:
-        with _refusals(), progress(_console(stderr=True)) as report:
+        with _refusals(), progress(open_console(stderr=True)) as report:
             figures = replay_files(
                 traces,
                 method,
@@ -516,11 +528,11 @@ def replay(
                 previous_tokens=previous_tokens,
                 progress=lambda done, total: report("replaying", done, total),
             )
-        _show_scores(figures)
+        show_replay(open_console(), figures)
         write(dump_json(figures, indent=1))
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def bench(
     model: Annotated[
         str | None,
@@ -561,13 +573,8 @@ def bench(
         int | None,
         typer.Option(metavar="N", help="lookahead, published: sequences kept for each token.", show_default="7"),
     ] = None,
-    previous_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="published: tokens that D_s is asked with.", show_default="2")
-    ] = None,
-    order: Annotated[
-        str | None,
-        typer.Option(metavar="LETTERS", help="published: which of W, S, L (D_c, D_m, D_s) to ask; all that are given."),
-    ] = None,
+    previous_tokens: PreviousTokens = None,
+    order: Order = None,
     learn: Annotated[
         bool | None,
         typer.Option("--learn/--no-learn", help="hd: let answers join D_m, in memory.", show_default="learn"),
@@ -612,57 +619,55 @@ def bench(
         fetched = download_questions(questions)
         print(f"{questions}: {'downloaded' if fetched else 'is there already'}, 480 questions, checksum verified")
         return
-    from hdraft.evaluation.answering import Setup
+    from hdraft.evaluation.answering import Setup, choose_temperature
     from hdraft.evaluation.bench import bench
-    from hdraft.evaluation.methods import OPTIONS, options_of_all
+    from hdraft.evaluation.methods import options_of_all, takes
     from hdraft.evaluation.report import report
     from hdraft.loading import quieten
-    from hdraft.terminal import progress
+    from hdraft.terminal import open_console, progress
 
     quieten()
-    console = _console(stderr=True)
+    console = open_console(stderr=True)
     files.try_folder(output)
-    if model_database is not None and no_model_database:
-        raise CommandError("--model-database and --no-model-database contradict each other: leave one out")
-    if statistics_database is not None and no_statistics_database:
-        raise CommandError("--statistics-database and --no-statistics-database contradict each other: leave one out")
+    for name, database, left_out in (
+        ("model", model_database, no_model_database),
+        ("statistics", statistics_database, no_statistics_database),
+    ):
+        if database is not None and left_out:
+            raise CommandError(f"--{name}-database and --no-{name}-database contradict each other: leave one out")
+    with _refusals():
+        temperature = choose_temperature(temperature, do_sample)
     if model is None:
         from hdraft.demo import MODEL, MODEL_DATABASE
+        from hdraft.demo.library import kept_library
 
         model, dtype = str(MODEL), "float32" if dtype == "auto" else dtype
-        taken = {option for name in method or OPTIONS for option in OPTIONS.get(name, ())}
-        if model_database is None and not no_model_database and "model_database" in taken:
+        if model_database is None and not no_model_database and takes(method, "model_database"):
             model_database = str(MODEL_DATABASE)
-        if statistics_database is None and not no_statistics_database and "statistics_database" in taken:
-            statistics_database = _library(model, console)
-    methods = list(dict.fromkeys(method or [name for name in OPTIONS if name != "rest" or statistics_database]))
-    if do_sample is False and temperature:
-        raise CommandError("--temperature is for sampling: leave out --no-do-sample")
-    if do_sample and temperature == 0:
-        raise CommandError("--do-sample needs a --temperature above 0, or none")
-    if temperature is not None and 0 < temperature < 0.01:
-        raise CommandError("--temperature must be 0, or at least 0.01")
-    options = {
-        "model_database": model_database,
-        "statistics_database": statistics_database,
-        "context": False if no_context else None,
-        "ngram_size": ngram_size,
-        "window": window,
-        "guess": guess,
-        "previous_tokens": previous_tokens,
-        "order": order,
-        "learn": learn,
-    }
+        if statistics_database is None and not no_statistics_database and takes(method, "statistics_database"):
+            statistics_database = kept_library(console)
     with _refusals():
+        options = options_of_all(
+            method,
+            model_database=model_database,
+            statistics_database=statistics_database,
+            context=False if no_context else None,
+            ngram_size=ngram_size,
+            window=window,
+            guess=guess,
+            previous_tokens=previous_tokens,
+            order=order,
+            learn=learn,
+        )
         setup = Setup(
             model,
-            options_of_all(methods, **options),
+            options,
             dtype=dtype,
             device=device,
             trust_remote_code=trust_remote_code,
             chat_template=chat_template,
             system_prompt=None if system_prompt is None else _argument("--system-prompt", system_prompt),
-            temperature=temperature if temperature is not None else 1.0 if do_sample else 0.0,
+            temperature=temperature,
             max_new_tokens=max_new_tokens,
             num_choices=num_choices,
             seed=seed,
@@ -705,39 +710,6 @@ def report_again(
 # ----------------------------------------------------------------------------------------------- helpers
 
 
-def _console(*, stderr: bool = False, plain: bool = False) -> "Console":
-    """As wide as the terminal; in a pipe, wide enough for every table."""
-    from rich.console import Console
-
-    console = Console(
-        stderr=stderr, highlight=False, markup=False, emoji=False, force_terminal=False if plain else None
-    )
-    if not console.is_terminal:
-        console.width = 120
-    return console
-
-
-def _show_scores(figures: dict[str, Any]) -> None:
-    from rich import box
-    from rich.table import Table
-
-    sources = list(figures["categories"]["all"]["accepted_share"])
-    cost = figures["settings"]["cost"]
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    names = ("category", "MAT", "steps", "tokens", "drafted/step", *(["speed-up"] if cost else []), *sources)
-    for name in names:
-        table.add_column(name, justify="left" if name == "category" else "right")
-    for category, score in figures["categories"].items():
-        cells = [f"{score['mat']:.3f}", str(score["steps"]), str(score["tokens"]), f"{score['drafted_per_step']:.1f}"]
-        cells += [f"{score['predicted_speedup']:.3f}"] if cost else []
-        table.add_row(one_line(category), *cells, *(f"{score['accepted_share'][source]:.0%}" for source in sources))
-    console, times = _console(), figures["microseconds"]
-    console.print(table)
-    if cost:
-        console.print(f"speed-up: predicted, where steps cost {cost}; drafting itself left out", soft_wrap=True)
-    console.print(f"microseconds a step: mean {times['mean']:.0f}, p50 {times['p50']:.0f}, p99 {times['p99']:.0f}")
-
-
 def _show_speedups(figures: dict[str, Any]) -> None:
     from hdraft.evaluation.report import speedup_table
 
@@ -746,7 +718,7 @@ def _show_speedups(figures: dict[str, Any]) -> None:
 
 @contextmanager
 def _promised(file: Path | None) -> Iterator[Callable[[str], None]]:
-    """What writes a file at the end of the work, tried before it; without a file, what does nothing."""
+    """Yield a function that writes the file in the end, which is tried now; without a file, one that does nothing."""
     with nullcontext(lambda text: None) if file is None else files.promised(file) as write:
         yield write
 
@@ -776,17 +748,6 @@ def _argument(name: str, text: str) -> str:
         return argument_text(text)
     except ValueError as error:
         raise CommandError(f"{name} is {error}") from None
-
-
-def _library(model: str, console: "Console") -> str | None:
-    """The embedded model's D_s, as in the demonstration, if it is kept in a folder."""
-    from hdraft.demo.library import library_database, library_folder
-    from hdraft.loading import load_vocabulary
-
-    tokenizer, size = load_vocabulary(model)
-    database = library_database(tokenizer, size or len(tokenizer), console)
-    folder = library_folder(tokenizer)
-    return str(folder) if database is not None and folder.is_dir() else None
 
 
 def _vocabulary(name: str | None, vocab_size: int | None, trust_remote_code: bool) -> tuple[Any, int | None]:

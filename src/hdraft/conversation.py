@@ -14,7 +14,7 @@ _SYSTEM = {
     "vicuna": "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
     "detailed, and polite answers to the user's questions."
 }
-"""What a model was trained to find at the start, as its format has it (FastChat's `vicuna_v1.1`)."""
+"""The system prompts that models were trained with, by template (FastChat's `vicuna_v1.1`)."""
 
 
 class ConversationError(ValueError):

@@ -1,13 +1,17 @@
-"""What the commands show: tokens coloured by the database they came from, and progress. In a pipe, plain text."""
+"""The commands' output: tokens coloured by the database they came from, tables, progress. In a pipe, plain text."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from hdraft.drafting import Source
+from hdraft.text import one_line
 
 NAMES: dict[Source | None, str] = {
     Source.CONTEXT: "D_c",
@@ -15,7 +19,7 @@ NAMES: dict[Source | None, str] = {
     Source.STATISTICS: "D_s",
     None: "model",
 }
-"""What the design calls each source of a token; None is the target model itself."""
+"""The short name of each source of a token; None is the target model itself."""
 
 _MEANINGS = {
     Source.CONTEXT: "this text so far",
@@ -24,6 +28,16 @@ _MEANINGS = {
     None: "the model itself",
 }
 _STYLES = {Source.CONTEXT: "cyan", Source.MODEL: "magenta", Source.STATISTICS: "yellow", None: "bold"}
+
+
+def open_console(*, stderr: bool = False, plain: bool = False) -> Console:
+    """As wide as the terminal; in a pipe, wide enough for every table."""
+    console = Console(
+        stderr=stderr, highlight=False, markup=False, emoji=False, force_terminal=False if plain else None
+    )
+    if not console.is_terminal:
+        console.width = 120
+    return console
 
 
 def legend() -> Text:
@@ -54,3 +68,33 @@ def progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
             bars.update(tasks[what], completed=done, total=total)  # type: ignore[arg-type]
 
         yield report
+
+
+def database_table(held: dict[str, Any]) -> Table:
+    """A database as `storage.inspect` found it."""
+    table = Table(show_header=False, box=None)
+    for name, value in held.items():
+        if name != "arrays":
+            table.add_row(name.replace("_", " "), f"{value:.2f}" if isinstance(value, float) else str(value))
+    for name, array in held["arrays"].items():
+        table.add_row(name, f"{array['dtype']}[{array['shape'][0]}], {array['bytes']:,} bytes, checksum verified")
+    return table
+
+
+def show_replay(console: Console, figures: dict[str, Any]) -> None:
+    """The figures of `replay_files`: a row for each category, and the time that drafting took."""
+    sources = list(figures["categories"]["all"]["accepted_share"])
+    cost = figures["settings"]["cost"]
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    names = ("category", "MAT", "steps", "tokens", "drafted/step", *(["speed-up"] if cost else []), *sources)
+    for name in names:
+        table.add_column(name, justify="left" if name == "category" else "right")
+    for category, score in figures["categories"].items():
+        cells = [f"{score['mat']:.3f}", str(score["steps"]), str(score["tokens"]), f"{score['drafted_per_step']:.1f}"]
+        cells += [f"{score['predicted_speedup']:.3f}"] if cost else []
+        table.add_row(one_line(category), *cells, *(f"{score['accepted_share'][source]:.0%}" for source in sources))
+    console.print(table)
+    if cost:
+        console.print(f"speed-up: predicted, where steps cost {cost}; drafting itself left out", soft_wrap=True)
+    times = figures["microseconds"]
+    console.print(f"microseconds a step: mean {times['mean']:.0f}, p50 {times['p50']:.0f}, p99 {times['p99']:.0f}")

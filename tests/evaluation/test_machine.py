@@ -1,4 +1,4 @@
-"""What figures were measured on is named, and what is not there is not made up."""
+"""The machine behind a figure is named, and nothing about it is made up."""
 
 from pathlib import Path
 

@@ -42,6 +42,7 @@ from hdraft.evaluation import answers, report
 from hdraft.evaluation.costs import cost_curve
 from hdraft.evaluation.questions import QuestionError, read_questions
 from hdraft.evaluation.replay import replay_files
+from hdraft.evaluation.traces import TraceError
 from hdraft.text import decode_text
 
 PATIENCE = 20
@@ -393,7 +394,7 @@ READERS: dict[str, tuple[Callable[[Rng, Path], Callable[[], object]], int]] = {
 }
 """Each with how many of its inputs a round has: what a reader does costs more or less."""
 
-REFUSALS = (BuildError, storage.DatabaseError, answers.AnswerError, QuestionError, ConversationError)
+REFUSALS = (BuildError, storage.DatabaseError, answers.AnswerError, QuestionError, TraceError, ConversationError)
 
 
 def is_refusal(reader: str, error: Exception) -> bool:

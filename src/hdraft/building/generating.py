@@ -1,8 +1,7 @@
-"""Prompts -> what the target itself answers: the source of D_m where there are no recorded generations."""
+"""Prompts -> the target's own answers: the source of D_m where there are no recorded generations."""
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hdraft import files
-from hdraft.building import journal
-from hdraft.building.reading import BuildError, PathLike, Progress, check_ids, id_list, json_lines
+from hdraft.building.reading import BuildError, PathLike, Progress, check_ids, id_list
 from hdraft.conversation import Conversation, ConversationError
-from hdraft.drafting.databases import storage
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.vocabulary import tokenizer_fingerprint
 from hdraft.drafting.drafter import Drafter
@@ -88,8 +85,8 @@ def generate_outputs(
     settings = _settings(
         model, tokenizer, {"max_new_tokens": max_new_tokens, "chat_template": chat_template, **options}
     )
-    with _writing(output), journal.opened(output) as descriptor:
-        finished = _resume(descriptor, output, todo, settings, vocab_size)
+    with _writing(output), files.journal(output) as journal:
+        finished = _resume(journal, todo, settings, vocab_size)
         drafter = drafter or _learning_drafter(vocab_size, finished)
         for index, prompt in enumerate(todo[len(finished) :], len(finished)):
             if progress is not None:
@@ -101,7 +98,7 @@ def generate_outputs(
             answer = generate(model, input_ids, drafter=drafter, max_new_tokens=most, tokenizer=tokenizer, **options)
             # an end-of-sequence id that the model has no embedding for is in no database of its vocabulary
             written = [token for token in answer[0, len(prompt.ids) :].tolist() if token < vocab_size]
-            journal.append(descriptor, output, _line(index, prompt, settings, written))
+            journal.append(_line(index, prompt, settings, written))
     if progress is not None:
         progress("generating", len(todo), len(todo))
     return len(todo)
@@ -109,7 +106,7 @@ def generate_outputs(
 
 def _read_prompts(path: Path, tokenizer: Any, chat_template: str | None, vocab_size: int) -> list[_Prompt]:
     prompts = []
-    for where, record, _ in json_lines(path):
+    for where, record, _ in files.json_lines(path, BuildError):
         text = record.get("prompt")
         if "prompt_ids" in record:
             ids = id_list(record["prompt_ids"], where, "prompt_ids").tolist()
@@ -146,9 +143,7 @@ def _writing(output: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BuildError(
-            f"{output}: cannot be written ({storage.describe(error)}); what is finished is kept"
-        ) from error
+        raise BuildError(f"{output}: cannot be written ({files.describe(error)}); what is finished is kept") from error
 
 
 def _learning_drafter(vocab_size: int, finished: Sequence[Sequence[int]]) -> Drafter:
@@ -165,17 +160,15 @@ def _line(index: int, prompt: _Prompt, settings: str, output_ids: Sequence[int])
     return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
 
 
-def _resume(
-    descriptor: int, output: Path, prompts: Sequence[_Prompt], settings: str, vocab_size: int
-) -> list[list[int]]:
+def _resume(journal: files.Journal, prompts: Sequence[_Prompt], settings: str, vocab_size: int) -> list[list[int]]:
     """The answers that an earlier run finished; a torn last line is cut off, if it is one of ours."""
-    count, whole, torn = journal.whole_lines(output)
+    count, whole, torn = files.whole_lines(journal.path)
     if torn and count < len(prompts):
         head = _line(count, prompts[count], settings, ()).partition(b"]")[0]
         if torn.startswith(head) or head.startswith(torn):
-            os.ftruncate(descriptor, whole)
+            journal.cut(whole)
     finished: list[list[int]] = []
-    for where, record, _ in json_lines(output):
+    for where, record, _ in files.json_lines(journal.path, BuildError):
         index = len(finished)
         if record.get("settings") != settings:
             raise BuildError(f"{where}: is not by this model with these settings: choose another file")

@@ -8,24 +8,21 @@ Text is read, tokenized and forgotten a batch at a time, so memory is for the to
     a folder              all of these in it and below it, in the order of their names, but for databases' own arrays
 """
 
-import codecs
-import gzip
 import io
 import logging
 import os
-import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from hdraft.drafting.databases import storage
-from hdraft.text import parse_json
+from hdraft.files import describe, json_lines
 
 PathLike = str | os.PathLike[str]
 Ids = npt.NDArray[np.integer]
@@ -38,7 +35,6 @@ SUFFIXES = (".npy", ".jsonl", ".jsonl.gz", ".txt", ".py")
 _BATCH = 1 << 21  # characters tokenized at once
 _PIECE = 1 << 15  # a text file is tokenized in pieces of about this many characters, cut at line ends
 _CHUNK = 1 << 20  # token ids copied from an .npy at once
-_LONGEST_LINE = 1 << 30  # bytes of a line of JSON
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +45,7 @@ class BuildError(ValueError):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Whose ids these are. `tokenizer` is None where only ids can be read."""
+    """The vocabulary that token ids belong to. `tokenizer` is None where only ids can be read."""
 
     vocab_size: int
     eos_token_id: int | None
@@ -131,35 +127,6 @@ def _files_below(folder: Path) -> list[Path]:
     return found
 
 
-def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any], int]]:
-    """The objects of a `.jsonl` or `.jsonl.gz`: where each is ("file:line"), itself, and the bytes read so far.
-
-    Raises:
-        BuildError: the file cannot be read, or a line is no JSON object; it names file and line.
-    """
-    number = 0
-    try:
-        with open(path, "rb") as raw:
-            lines: IO[bytes] = gzip.GzipFile(fileobj=raw) if path.name.endswith(".gz") else raw  # type: ignore[assignment]
-            while line := lines.readline(_LONGEST_LINE):
-                number += 1
-                where = f"{path}:{number}"
-                if len(line) == _LONGEST_LINE:
-                    raise BuildError(f"{where}: longer than {_LONGEST_LINE} bytes")
-                if not line.removeprefix(codecs.BOM_UTF8).strip():
-                    continue
-                try:
-                    record = parse_json(line)
-                except ValueError as error:
-                    raise BuildError(f"{where}: {error}") from None
-                if not isinstance(record, dict):
-                    raise BuildError(f"{where}: not a JSON object")
-                yield where, record, raw.tell()
-    except (OSError, EOFError, zlib.error) as error:
-        after = f" after line {number}" if number else ""
-        raise BuildError(f"{path}: cannot be read{after} ({_reason(error)})") from error
-
-
 def id_list(value: object, where: str, name: str) -> Ids:
     """A JSON list of token ids as an array.
 
@@ -211,7 +178,7 @@ def _array_pieces(path: Path) -> Iterator[_Piece]:
     try:
         ids = np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
-        raise BuildError(f"{path}: cannot be read ({_reason(error)})") from error
+        raise BuildError(f"{path}: cannot be read ({describe(error)})") from error
     except Exception:  # a header is parsed as a Python literal, which fails in many ways
         raise BuildError(f"{path}: not an .npy file of plain numbers, or cut off") from None
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
@@ -222,7 +189,7 @@ def _array_pieces(path: Path) -> Iterator[_Piece]:
 
 
 def _line_pieces(path: Path) -> Iterator[_Piece]:
-    for where, record, position in json_lines(path):
+    for where, record, position in json_lines(path, BuildError):
         name = next((name for name in ("output_ids", "ids", "text") if name in record), None)
         if name is None:
             raise BuildError(f'{where}: none of "output_ids", "ids" and "text"')
@@ -239,7 +206,7 @@ def _text_pieces(path: Path) -> Iterator[_Piece]:
                 yield _Piece(str(path), text + file.readline(_PIECE), False, raw.tell())
             yield _Piece(str(path), "", True, raw.tell())
     except OSError as error:
-        raise BuildError(f"{path}: cannot be read ({_reason(error)})") from error
+        raise BuildError(f"{path}: cannot be read ({describe(error)})") from error
 
 
 def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
@@ -275,7 +242,7 @@ class _Tokens:
                 self._end_document()
 
     def array(self) -> Ids:
-        """What was added, without a copy."""
+        """All that was added, without a copy."""
         return np.frombuffer(self._ids, self._dtype)
 
     def _encode(self, texts: Sequence[_Piece]) -> Sequence[Sequence[int]]:
@@ -290,12 +257,7 @@ class _Tokens:
     def _add(self, ids: Ids, where: str) -> None:
         if not len(ids):
             return
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= self._vocabulary.vocab_size:
-            wrong = low if low < 0 else high
-            raise BuildError(
-                f"{where}: token id {wrong} is outside the vocabulary of {self._vocabulary.vocab_size} ids"
-            )
+        check_ids(ids, self._vocabulary.vocab_size, where)
         if len(self._ids) + len(ids) >= storage.MAX_TOKENS:
             raise BuildError(f"{where}: more than {storage.MAX_TOKENS - 1} tokens, which is all that a database holds")
         self._ids.frombytes(ids.astype(self._dtype).tobytes())
@@ -307,7 +269,3 @@ class _Tokens:
             self._ids.append(self._vocabulary.separator)
         self._begin = len(self._ids)
         self.documents += 1
-
-
-def _reason(error: Exception) -> str:
-    return storage.describe(error) if isinstance(error, OSError) else str(error)

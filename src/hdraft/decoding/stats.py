@@ -1,6 +1,7 @@
-"""What a request cost and what its drafts were worth."""
+"""The counters of a request: its cost, and the worth of its drafts."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from hdraft.drafting.tree import Source
 
@@ -56,3 +57,16 @@ class Statistics:
             f" {self.drafted} drafted, accepted: {accepted};"
             f" {self.seconds:.2f} s: drafting {self.seconds_drafting:.2f}, model {self.seconds_model:.2f}"
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON: what `hdraft generate --json` prints."""
+        return {
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "mean_accepted_tokens": self.mean_accepted_tokens,
+            "drafted": self.drafted,
+            "accepted": {source.name.lower(): count for source, count in self.accepted.items()},
+            "seconds": self.seconds,
+            "seconds_model": self.seconds_model,
+            "seconds_drafting": self.seconds_drafting,
+        }

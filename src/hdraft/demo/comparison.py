@@ -1,7 +1,6 @@
 """One prompt decoded both ways: by `model.generate` and by `hdraft.stream`."""
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -11,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hdraft.decoding import Statistics, StreamedToken, stream
 from hdraft.drafting import Drafter, Source
+from hdraft.files import json_lines
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,22 @@ class Prompt:
     max_new_tokens: int
 
 
-def read_prompts(path: Path) -> list[Prompt]:
-    """Read a file of prompts."""
-    return [Prompt(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+def read_prompts(path: Path, ids: Collection[str] | None = None) -> list[Prompt]:
+    """Read a file of prompts: all, or those with these ids.
+
+    Raises:
+        ValueError: there is none of such an id.
+    """
+    prompts = [Prompt(**record) for _, record, _ in json_lines(path)]
+    if unknown := set(ids or ()) - {prompt.id for prompt in prompts}:
+        known = ", ".join(prompt.id for prompt in prompts)
+        raise ValueError(f"no prompt {', '.join(sorted(unknown))}: there are {known}")
+    return [prompt for prompt in prompts if not ids or prompt.id in ids]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What decoding a prompt both ways gave.
+    """The outcome of decoding a prompt both ways.
 
     Attributes:
         prompt: what was continued.

@@ -12,9 +12,11 @@ from typing import Any
 from rich.console import Console
 
 from hdraft.building.reading import Vocabulary, read_tokens
+from hdraft.demo import MODEL
 from hdraft.drafting.databases import storage
 from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.databases.vocabulary import tokenizer_fingerprint
+from hdraft.loading import load_vocabulary
 from hdraft.terminal import progress
 
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data", "lib-dynload", "__pycache__"}
@@ -38,6 +40,14 @@ def library_database(tokenizer: Any, vocab_size: int, console: Console) -> Stati
     except storage.DatabaseError as error:
         console.print(f"not kept for the next time: {error}", soft_wrap=True)
     return database
+
+
+def kept_library(console: Console) -> str | None:
+    """The folder of that D_s for the embedded model, built if need be; None where it cannot be had or kept."""
+    tokenizer, size = load_vocabulary(str(MODEL))
+    database = library_database(tokenizer, size or len(tokenizer), console)
+    folder = library_folder(tokenizer)
+    return str(folder) if database is not None and folder.is_dir() else None
 
 
 def library_folder(tokenizer: Any) -> Path:

@@ -1,1 +1,1 @@
-"""Replaying recorded requests: what drafting gains, exactly and without a model."""
+"""Replay of recorded requests without a model; Spec-Bench with any model and method, and its report."""

@@ -33,7 +33,7 @@ _LOOKUP_TOKENS = 10
 
 @dataclass(frozen=True)
 class Setup:
-    """What answers depend on, beside the question and the method.
+    """Everything that answers depend on, beside the question and the method.
 
     Attributes:
         model: a folder, or a name on the Hub.
@@ -67,6 +67,21 @@ class Setup:
     def as_json(self) -> dict[str, Any]:
         """All of it, with paths as texts."""
         return asdict(self, dict_factory=lambda items: {name: _plain(value) for name, value in items})
+
+
+def choose_temperature(temperature: float | None, do_sample: bool | None) -> float:
+    """The temperature that two options ask for together, where None is not given; 0 takes the likeliest token.
+
+    Raises:
+        ValueError: they contradict each other, or it is so low that nothing would be left to draw.
+    """
+    if do_sample is False and temperature:
+        raise ValueError("--temperature is for sampling: leave out --no-do-sample")
+    if do_sample and temperature == 0:
+        raise ValueError("--do-sample needs a --temperature above 0, or none")
+    if temperature is not None and 0 < temperature < 0.01:
+        raise ValueError("--temperature must be 0, or at least 0.01")
+    return temperature if temperature is not None else 1.0 if do_sample else 0.0
 
 
 def threads_of_each(num_workers: int) -> int:
@@ -106,7 +121,7 @@ class Answerer:
         return Conversation(self.tokenizer, self.setup.chat_template, self.setup.system_prompt)
 
     def warm_up(self, question: Question) -> None:
-        """Answer the first turn of a question, with every method, by drafters that nobody learns from."""
+        """Answer the first turn of a question, with every method, by drafters that are thrown away after it."""
         prompt = self.prompt(question, ())
         for method in self.setup.methods:
             drafter = self._drafter(method)
@@ -257,7 +272,7 @@ class _EmittedCounter(BaseStreamer):
 
 
 def _drafting(runs: list[Statistics]) -> dict[str, Any]:
-    """Turn by turn, what drafting did; nothing for a method that is not ours."""
+    """The counters of drafting, turn by turn; none for a method of transformers."""
     if not runs:
         return {}
     return {

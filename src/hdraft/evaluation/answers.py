@@ -4,15 +4,12 @@ A line is written whole and synced before the next question is begun; a torn las
 opened. A finished file holds the answers in the order of the questions.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hdraft import files
-from hdraft.building import journal
-from hdraft.building.reading import BuildError, json_lines
 from hdraft.drafting import Source
 from hdraft.text import dump_json
 
@@ -34,17 +31,12 @@ def read_answers(path: Path) -> list[Answer]:
     A last line that a killed run was writing is passed over.
 
     Raises:
-        BuildError, AnswerError: the file cannot be read, or a line is no answer; by file and line.
+        AnswerError: the file cannot be read, or a line is no answer; by file and line.
     """
     answers: dict[Any, Answer] = {}
-    whole, _, torn = journal.whole_lines(path)
-    try:
-        for where, record, _ in json_lines(path):
-            _check(where, record)
-            answers[record["question_id"]] = record
-    except BuildError as error:
-        if not torn or not str(error).startswith(f"{path}:{whole + 1}: "):
-            raise
+    for where, record, _ in files.json_lines(path, AnswerError, torn=True):
+        _check(where, record)
+        answers[record["question_id"]] = record
     return list(answers.values())
 
 
@@ -111,17 +103,17 @@ class AnswerFile:
         answers: by question id.
     """
 
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self.path = path
-        self.descriptor = descriptor
-        _, size, torn = journal.whole_lines(path)
+    def __init__(self, journal: files.Journal) -> None:
+        self.path = journal.path
+        self._journal = journal
+        _, size, torn = files.whole_lines(self.path)
         if torn:
-            os.ftruncate(descriptor, size)
-        self.answers = {answer["question_id"]: answer for answer in read_answers(path)}
+            journal.cut(size)
+        self.answers = {answer["question_id"]: answer for answer in read_answers(self.path)}
 
     def add(self, answer: Answer) -> None:
         """Append an answer, and sync it."""
-        journal.append(self.descriptor, self.path, _line(answer))
+        self._journal.append(_line(answer))
         self.answers[answer["question_id"]] = answer
 
     def sort(self, question_ids: Sequence[int | str]) -> None:
@@ -135,12 +127,11 @@ def opened(path: Path) -> Iterator[AnswerFile]:
     """Open a method's answers to add to; a torn last line is cut off.
 
     Raises:
-        AnswerError: another process writes them.
-        BuildError, AnswerError: the file holds something else.
+        AnswerError: another process writes them, or the file holds something else.
     """
     try:
-        with journal.opened(path) as descriptor:
-            yield AnswerFile(path, descriptor)
+        with files.journal(path) as journal:
+            yield AnswerFile(journal)
     except BlockingIOError:
         raise AnswerError(f"{path}: another process is writing it: wait for it, or choose another --output") from None
 

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import torch
 
 from hdraft import files
-from hdraft.drafting.databases import storage
 from hdraft.evaluation import answers, report
 from hdraft.evaluation.answering import Answerer, Setup, threads_of_each
 from hdraft.evaluation.answers import Answer, AnswerError, AnswerFile
@@ -99,7 +98,7 @@ def _held(folder: Path) -> Iterator[None]:
     new = not (folder / report.SETTINGS).exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with storage.exclusive(folder):
+        with files.exclusive(folder):
             yield
     except BlockingIOError:
         raise AnswerError(f"another run is writing {folder}: wait for it, or choose another --output") from None
@@ -133,7 +132,7 @@ def _runner(num_workers: int) -> Run:
 
 
 def _learned(by_method: dict[str, AnswerFile]) -> list[list[int]]:
-    """What a learning D_m had taken in when an earlier run stopped."""
+    """The answers that a learning D_m had taken in when an earlier run stopped."""
     if "hd" not in by_method:
         return []
     choices = (choice for answer in by_method["hd"].answers.values() for choice in answer["choices"])
@@ -157,7 +156,7 @@ def _settings(setup: Setup, questions: Path, num_workers: int) -> dict[str, Any]
 
 
 def _contents(folder: Path) -> str | None:
-    """What tells a folder from what it was, without reading all of it; None for a name on the Hub."""
+    """A hash that changes when a folder does, from its files' names, sizes and times; None for a name on the Hub."""
     if not folder.is_dir():
         return None
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir() if path.is_file()]

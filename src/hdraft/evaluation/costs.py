@@ -1,4 +1,4 @@
-"""What a step costs over n draft tokens: curves to replay with, where no model runs.
+"""Cost curves: the time of a step over n draft tokens, for replays, where no model runs.
 
 A curve is float64[m], the time of a step over 0, 1, 2, … draft tokens, in any unit. Two of those that are built in are
 definitions, in ordinary steps, and were measured on nothing; the third was measured:

@@ -13,11 +13,11 @@ from hdraft.evaluation.answers import Answer, is_ours, read_answers
 from hdraft.evaluation.questions import Question
 
 REFERENCES = ("vanilla", "transformers")
-"""What texts are compared with: the first that was run."""
+"""Texts are compared with the first of these methods that was run."""
 
 
 class Difference(NamedTuple):
-    """The first difference of a conversation from the reference's; behind it prompts are others, and nothing compares.
+    """The first difference of a conversation from the reference's; after it the prompts differ: nothing is compared.
 
     Attributes:
         position: tokens of the turn that both have in common.
@@ -51,7 +51,7 @@ def _at(ids: Sequence[int], position: int) -> int | None:
 
 
 def _known(given: Sequence[Answer], by_id: Mapping[Any, Question]) -> dict[Any, Answer]:
-    """Those that hdraft wrote, to questions that are at hand."""
+    """By question id, the answers that hdraft wrote, to questions that are at hand."""
     return {each["question_id"]: each for each in given if is_ours(each) and each["question_id"] in by_id}
 
 

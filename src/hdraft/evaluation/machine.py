@@ -1,4 +1,4 @@
-"""What figures were measured on."""
+"""The machine and the versions that figures were measured on."""
 
 import os
 import platform

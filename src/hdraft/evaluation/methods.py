@@ -1,4 +1,16 @@
-"""Each decoding method by its name, with its options and its databases."""
+"""Each decoding method by its name, with its options and its databases.
+
+    vanilla            ordinary decoding, by this project's loop without drafts: what speed-ups are over
+    transformers       ordinary decoding, by `model.generate`
+    transformers-pld   `model.generate` with its own prompt lookup
+    pld                prompt lookup decoding: what followed the last tokens before, in this text
+    rest               REST: what followed them in a corpus, D_s
+    lookahead          Lookahead Decoding: n-grams of a Jacobi window that runs in the same pass
+    published          Hierarchy Drafting as its paper has it: D_c (with that window), D_m and D_s, one after another
+    hd                 Hierarchy Drafting as this project has it, the default: one tree from all of them
+
+`hdraft bench` and its report know all of them; `hdraft replay`, which runs no model, `pld`, `rest`, `published`, `hd`.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,11 +40,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "hd": {"model_database": None, "statistics_database": None, "learn": True, "adaptive": False},
 }
-"""What each method takes, and the defaults. `order` is by default WSL, less the letters of databases not given.
-
-`vanilla` is this project's loop without drafts; `transformers` and `transformers-pld` are `model.generate`, and its own
-prompt lookup.
-"""
+"""The options of each method, with their defaults. `order` is WSL, less the letters of databases not given."""
 
 UNDRAFTED = ("vanilla", "transformers", "transformers-pld")
 """The methods that none of our drafters drafts for."""
@@ -70,12 +78,24 @@ def method_options(method: str, among: Sequence[str] = REPLAYED, **given: Any) -
     return options
 
 
-def options_of_all(methods: Sequence[str], **given: Any) -> dict[str, dict[str, Any]]:
-    """For each of `methods` all its options: of those given, each method takes the ones that it uses.
+def takes(methods: Sequence[str] | None, option: str) -> bool:
+    """Whether one of the methods, or of all that there are, has this option."""
+    return any(option in OPTIONS.get(method, ()) for method in methods or OPTIONS)
+
+
+def options_of_all(methods: Sequence[str] | None, **given: Any) -> dict[str, dict[str, Any]]:
+    """For each method all its options: of those given, each method takes the ones that it uses.
+
+    Args:
+        methods: by name, each once; None for all, `rest` only where its D_s is given.
+        given: options, by the names that they have in `OPTIONS`.
 
     Raises:
         ValueError: no such method, an option that none of them uses, or one that a method lacks.
     """
+    methods = list(
+        dict.fromkeys(methods or [name for name in OPTIONS if name != "rest" or given.get("statistics_database")])
+    )
     for method in methods:
         if method not in OPTIONS:
             raise ValueError(f"no method {method!r}: there are {', '.join(OPTIONS)}")

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hdraft import files
-from hdraft.building.reading import json_lines
 
 SMALL = Path(__file__).with_name("questions.jsonl")
 """24 questions of this project's own, four in each of Spec-Bench's subtasks, for runs without a network."""
@@ -48,12 +47,12 @@ def read_questions(path: str | os.PathLike[str], begin: int | None = None, end: 
     A line is {"question_id": int or str, "category": str, "turns": [str, …]}; other fields are passed over.
 
     Raises:
-        QuestionError: there are none, or two of one id.
-        BuildError, QuestionError: the file cannot be read, or a line is no question; by file and line.
+        QuestionError: the file cannot be read, or holds none, or two of one id, or a line is no question; by file and
+            line.
     """
     questions: list[Question] = []
     seen: set[int | str] = set()
-    for where, record, _ in json_lines(Path(path)):
+    for where, record, _ in files.json_lines(Path(path), QuestionError):
         identity, category, turns = (record.get(name) for name in ("question_id", "category", "turns"))
         if not isinstance(identity, int | str) or isinstance(identity, bool):
             raise QuestionError(f'{where}: "question_id" must be a number or a text')

@@ -35,7 +35,7 @@ _REPORTED = 256  # steps of one request between two calls of `progress`
 
 @dataclass
 class Score:
-    """What drafting gained over some requests.
+    """The gain of drafting over some requests.
 
     Attributes:
         tokens: tokens emitted.
@@ -94,7 +94,7 @@ class Score:
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """What a replay measured.
+    """The measurements of a replay.
 
     Attributes:
         scores: by category, in the order of the trace; that of all requests, under `ALL`, first.
@@ -132,7 +132,7 @@ def replay_files(
     previous_tokens: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """What `hdraft replay` does: replay traces from files through a method; nothing is written to disk.
+    """Replay traces from files through a method, as `hdraft replay` does; nothing is written to disk.
 
     Args:
         traces: see `read_trace`.

@@ -1,4 +1,4 @@
-"""What the methods' answers come to: tokens a second, speed-up, MAT, drafting, and whether the texts are the same.
+"""The report on all methods' answers: tokens a second, speed-up, MAT, drafting, and whether the texts are the same.
 
 Speeds and MAT are Spec-Bench's (its `evaluation/speed.py`), of each question's first choice: a question's speed is its
 new tokens over its wall time, a method's the mean over questions, its speed-up the ratio of the two means; MAT is the
@@ -52,7 +52,7 @@ def write(folder: Path) -> dict[str, Any]:
     """Make the report of a folder of answers: `report.json`, `report.md` and, where matplotlib is, plots; returns it.
 
     Raises:
-        AnswerError, BuildError: there are no answers in it, or they cannot be read.
+        AnswerError: there are no answers in it, or they cannot be read.
     """
     figures = report(folder)
     files.replace(folder / "report.json", dump_json(figures, indent=1).encode())
@@ -117,7 +117,7 @@ def _has(value: Any, fields: Mapping[str, Any]) -> bool:
 
 
 def _written(path: Path, is_ours: Callable[[Any], bool]) -> Any:
-    """What `hdraft bench` wrote; None for no file."""
+    """A JSON file that `hdraft bench` wrote; None if there is none."""
     if not path.exists():
         return None
     with suppress(ValueError):

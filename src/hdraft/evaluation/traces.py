@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hdraft.building.reading import json_lines
+from hdraft.files import json_lines
+
+
+class TraceError(ValueError):
+    """A trace that cannot be read; one line that says where."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,10 +45,10 @@ def vocabulary_of(trace: Sequence[Request]) -> int:
 
 
 def read_traces(paths: Sequence[str | os.PathLike[str]]) -> list[Request]:
-    """Read several traces as one, see `read_trace`; raises ValueError where they hold no request."""
+    """Read several traces as one, see `read_trace`; raises TraceError where they hold no request."""
     requests = [request for path in paths for request in read_trace(path)]
     if not requests:
-        raise ValueError(f"no requests in {', '.join(map(str, paths)) or 'no trace'}")
+        raise TraceError(f"no requests in {', '.join(map(str, paths)) or 'no trace'}")
     return requests
 
 
@@ -52,26 +56,26 @@ def read_trace(path: str | os.PathLike[str]) -> list[Request]:
     """Read a trace: JSON lines, gzipped or not, `{"id", "category", "prompt_ids": [int], "output_ids": [int]}`.
 
     Raises:
-        ValueError: the file cannot be read, or a line is no such request; by file and line.
+        TraceError: the file cannot be read, or a line is no such request; by file and line.
     """
-    return [_request(where, record) for where, record, _ in json_lines(Path(path))]
+    return [_request(where, record) for where, record, _ in json_lines(Path(path), TraceError)]
 
 
 def _request(where: str, record: dict[str, Any]) -> Request:
     for field in ("id", "category", "prompt_ids", "output_ids"):
         if field not in record:
-            raise ValueError(f'{where}: the field "{field}" is missing')
+            raise TraceError(f'{where}: the field "{field}" is missing')
     identity, category = record["id"], record["category"]
     if type(identity) not in (int, str) or type(category) not in (int, str):
-        raise ValueError(f'{where}: "id" and "category" must each be a text or a number')
+        raise TraceError(f'{where}: "id" and "category" must each be a text or a number')
     return Request(str(identity), str(category), _ids(where, record, "prompt_ids"), _ids(where, record, "output_ids"))
 
 
 def _ids(where: str, record: dict[str, Any], field: str) -> npt.NDArray[np.int32]:
     values = record[field]
     if not isinstance(values, list):
-        raise ValueError(f'{where}: "{field}" must be a list of token ids')
+        raise TraceError(f'{where}: "{field}" must be a list of token ids')
     for index, value in enumerate(values):
         if type(value) is not int or not 0 <= value < 2**31:
-            raise ValueError(f'{where}: "{field}"[{index}] must be a token id, not {json.dumps(value)[:40]}')
+            raise TraceError(f'{where}: "{field}"[{index}] must be a token id, not {json.dumps(value)[:40]}')
     return np.array(values, np.int32)

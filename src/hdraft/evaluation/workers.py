@@ -20,7 +20,7 @@ class WorkerError(ValueError):
 
 
 class Worker:
-    """One replica; loaded by a call, since what a constructor raises is told from a death by its text only."""
+    """One replica. It is loaded by a method, since Ray reports an error in a constructor as the death of the worker."""
 
     def load(self, setup: Setup, learned: list[list[int]], threads: int | None, question: Question) -> None:
         """Load the target, and warm up on a question."""

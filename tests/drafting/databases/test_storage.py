@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hdraft import files
 from hdraft.drafting.databases import storage
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.statistics import StatisticsDatabase
@@ -265,7 +266,7 @@ def test_killed_processes(tmp_path):
 
 
 def test_two_writers_do_not_mix(folder):
-    with storage.exclusive(folder), pytest.raises(DatabaseError, match="another process is writing it"):
+    with files.exclusive(folder), pytest.raises(DatabaseError, match="another process is writing it"):
         NEW.save_pretrained(folder)
     assert content(folder) == [[5, 6, 5, 7]]
     NEW.save_pretrained(folder)
@@ -274,31 +275,31 @@ def test_two_writers_do_not_mix(folder):
 def test_a_writer_that_comes_second_takes_nothing_from_the_first(tmp_path, monkeypatch):
     """The folder is new, and the second writer made it, but the first has locked it before."""
     folder = tmp_path / "a" / "new"
-    exclusive = storage.exclusive
+    exclusive = files.exclusive
 
     @contextmanager
     def late(path):
         with exclusive(path), exclusive(path):  # as if another process had come between
             yield
 
-    monkeypatch.setattr(storage, "exclusive", late)
+    monkeypatch.setattr(files, "exclusive", late)
     with pytest.raises(DatabaseError, match="another process is writing it"):
         OLD.save_pretrained(folder)
     assert folder.is_dir()
 
 
 def test_another_kind_that_was_written_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
-    exclusive = storage.exclusive
+    exclusive = files.exclusive
 
     @contextmanager
     def late(path):
         with monkeypatch.context() as patched:
-            patched.setattr(storage, "exclusive", exclusive)
+            patched.setattr(files, "exclusive", exclusive)
             ModelDatabase.from_documents([[1, 2]], 8, 0).save_pretrained(path)
         with exclusive(path):
             yield
 
-    monkeypatch.setattr(storage, "exclusive", late)
+    monkeypatch.setattr(files, "exclusive", late)
     with pytest.raises(DatabaseError, match="holds no statistics database but another"):
         OLD.save_pretrained(tmp_path / "new")
     assert ModelDatabase.from_pretrained(tmp_path / "new").tokens.tolist() == [1, 2, 0]

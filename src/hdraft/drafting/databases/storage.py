@@ -16,7 +16,6 @@ new one.
 Arrays are memory-mapped, never unpickled; opening a database reads the manifest and `starts`, nothing else.
 """
 
-import errno
 import hashlib
 import json
 import math
@@ -237,18 +236,14 @@ def save(
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with exclusive(folder):
+        with files.exclusive(folder):
             check_target(folder, kind)  # another process may have written since
             try:
                 stored = {name: _write_array(folder, name, array) for name, array in arrays.items()}
                 _sync_folder(folder)
                 tokens = len(arrays["tokens"])
                 manifest = Manifest(kind, vocab_size, eos_token_id, tokenizer, tokens, documents, stored)
-                with open(folder / _TEMPORARY, "w", encoding="utf-8") as file:
-                    file.write(manifest.to_json())
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(folder / _TEMPORARY, folder / MANIFEST)
+                files.replace(folder / MANIFEST, manifest.to_json().encode(), folder / _TEMPORARY)
                 _sync_folder(folder)
             finally:
                 _sweep(folder)
@@ -256,7 +251,7 @@ def save(
         for path in created if not isinstance(error, BlockingIOError) else ():  # or they are another process's now
             with suppress(OSError):
                 path.rmdir()
-        raise DatabaseError(f"cannot write the database {folder}: {describe(error)}") from error
+        raise DatabaseError(f"cannot write the database {folder}: {files.describe(error)}") from error
 
 
 def check_target(folder: str | os.PathLike[str], kind: Kind) -> None:
@@ -267,7 +262,7 @@ def check_target(folder: str | os.PathLike[str], kind: Kind) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise DatabaseError(f"cannot write a database to {folder}: {describe(error)}") from error
+        raise DatabaseError(f"cannot write a database to {folder}: {files.describe(error)}") from error
     if MANIFEST in names:
         there = _manifest_fields(folder)
         if there.get("kind") != kind:
@@ -285,10 +280,10 @@ def try_target(folder: str | os.PathLike[str], kind: Kind) -> None:
     try:
         files.try_folder(folder)
         if folder.exists():
-            with exclusive(folder):
+            with files.exclusive(folder):
                 pass
     except OSError as error:
-        raise DatabaseError(f"cannot write the database {folder}: {describe(error)}") from error
+        raise DatabaseError(f"cannot write the database {folder}: {files.describe(error)}") from error
 
 
 def inspect(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -388,38 +383,6 @@ for a vocabulary of {m.vocab_size:,} ids (tokenizer fingerprint `{m.tokenizer}`)
 """
 
 
-def describe(error: OSError) -> str:
-    """An `OSError` in a few words, with what to do where that is plain."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full; free some space and try again"
-    return error.strerror or str(error)
-
-
-@contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold a file or folder against other writers; a process that dies lets go of it.
-
-    Raises:
-        BlockingIOError: another process, or another thread, holds it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such lock for a folder
-        yield
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(errno.EWOULDBLOCK, "another process is writing it") from None
-        except OSError:
-            pass  # a file system without locks
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _layout(
     vocab_size: int, tokens: int, vocabulary: bool
 ) -> dict[str, tuple[np.dtype[np.unsignedinteger], tuple[int, ...]]]:
@@ -447,7 +410,7 @@ def _manifest_fields(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise DatabaseError(f"{folder} is not a database: it has no {MANIFEST}") from None
     except OSError as error:
-        raise DatabaseError(f"cannot read {path}: {describe(error)}") from error
+        raise DatabaseError(f"cannot read {path}: {files.describe(error)}") from error
     except ValueError:
         fields = None
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
@@ -547,11 +510,9 @@ class _Hashed:
 
 
 def _write_array(folder: Path, name: str, array: Array) -> StoredArray:
-    with open(folder / _TEMPORARY, "wb") as file:
+    with files.synced(folder / _TEMPORARY) as file:
         hashed = _Hashed(file)
         np.lib.format.write_array(hashed, array, version=(1, 0), allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
     digest = hashed.hash.hexdigest()
     stored = StoredArray(f"{name}-{digest[:16]}.npy", array.dtype.name, array.shape, hashed.bytes, digest)
     os.replace(folder / _TEMPORARY, folder / stored.file)

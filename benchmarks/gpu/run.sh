@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Correctness and speed on one GPU, in under nine minutes, with no network.
 #
-#   benchmarks/gpu.sh --traces FOLDER [--output FOLDER] [--seconds 530]
-#   benchmarks/gpu.sh --traces FOLDER --device cpu --shape tiny     # tries the script itself, where there is no GPU
+#   benchmarks/gpu/run.sh --traces FOLDER [--output FOLDER] [--seconds 530]
+#   benchmarks/gpu/run.sh --traces FOLDER --device cpu --shape tiny     # tries the script itself, where there is no GPU
 #
 # FOLDER holds the trace, the generations and the corpus, see tools/pack_replay.py. $PYTHON must have what the package
 # needs; the package itself is run from src/. docs/gpu.md says what is written.
 set -uo pipefail
-project=$(cd "$(dirname "$0")/.." && pwd)
+project=$(cd "$(dirname "$0")/../.." && pwd)
 traces='' device=cuda shape=llama-2-7b output='' limit=530
 usage() { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 while (($#)); do
@@ -36,7 +36,7 @@ fi
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 summary=$output/summary.md
-printf '# What %s ran on %s\n\n| part | came to | seconds |\n| --- | --- | --- |\n' "${0##*/}" "$device" > "$summary"
+printf '# What benchmarks/gpu/%s ran on %s\n\n| part | came to | seconds |\n| --- | --- | --- |\n' "${0##*/}" "$device" > "$summary"
 
 # Each part has a share of the time, and what those before it left of theirs.
 shares=0 failed=0
@@ -63,7 +63,7 @@ part() {  # part NAME LEAST COMMAND…: left out where fewer than LEAST seconds 
 }
 # replayed NAME LEAST SHAPE DTYPE OPTION…: no turn is started in the last seventh of the time
 replayed() {
-  part "$1" "$2" "$PYTHON" benchmarks/replay_gpu.py --shape "$3" --dtype "$4" --device "$device" --traces "$traces" \
+  part "$1" "$2" "$PYTHON" benchmarks/gpu/replay.py --shape "$3" --dtype "$4" --device "$device" --traces "$traces" \
     --databases "$scratch/databases" --seconds $((granted * 6 / 7)) --json "$output/$1.json" \
     --markdown "$output/$1.md" "${@:5}"
 }
@@ -77,20 +77,20 @@ if [[ $device == cuda* ]]; then
     --json "$output/precision.json"
   grant 150  # nothing is compiled here, so that nothing can keep it from coming to its end
   replayed "$shape-float16-captured" 60 "$shape" float16 --step captured \
-    --methods generate ordinary pld published hd-27 hd-64 hd-adaptive
+    --methods transformers vanilla pld published hd-27 hd-64 hd-adaptive
   grant 190
   replayed "$shape-float16-compiled" 100 "$shape" float16 --step compiled \
-    --methods generate generate-static ordinary hd-64 hd-adaptive
+    --methods transformers transformers-static vanilla hd-64 hd-adaptive
   grant 80
   free=$("$PYTHON" -c 'import torch; print(torch.cuda.mem_get_info()[0] // 10**9)')
   if [[ $shape != llama-2-7b ]]; then :
   elif ((free < 40)); then note llama-2-13b-float16-captured "left out: $free GB are free, it takes 40" 0
   else
     replayed llama-2-13b-float16-captured 60 llama-2-13b float16 --step captured \
-      --methods generate ordinary published hd-64 hd-adaptive
+      --methods transformers vanilla published hd-64 hd-adaptive
   fi
   grant 0
-  replayed "$shape-bfloat16-captured" 50 "$shape" bfloat16 --step captured --methods generate ordinary hd-64 hd-adaptive
+  replayed "$shape-bfloat16-captured" 50 "$shape" bfloat16 --step captured --methods transformers vanilla hd-64 hd-adaptive
 else
   grant 60
   part lossless 10 "$PYTHON" benchmarks/lossless.py --device "$device" --steps dynamic static --seconds 30 \

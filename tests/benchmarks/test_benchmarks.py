@@ -1,6 +1,5 @@
 """The benchmarks of the evaluation, on a trace of a few requests, and the tool that measures a cost curve."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -8,25 +7,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from scripts import BENCHMARKS, load, run
 from tiny_model import save_tiny_model
 
 from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.evaluation.costs import CURVES, cost_curve
 from hdraft.evaluation.traces import Request, read_traces
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-if not BENCHMARKS.exists():
-    pytest.skip("an installed package has no benchmarks", allow_module_level=True)
-
-
-def load(name: str, folder: Path = BENCHMARKS) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"{folder.name}_{name}", folder / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 budget, calibration, first_requests = load("budget"), load("calibration"), load("first_requests")
 
@@ -53,11 +40,6 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def trace(path: Path) -> list[Request]:
     return read_traces([path])
-
-
-def run(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-    module.main()
 
 
 def test_the_rule_against_fixed_budgets(trace: list[Request]) -> None:
@@ -169,3 +151,22 @@ def test_a_measured_curve_can_be_replayed_with(tmp_path: Path, monkeypatch: pyte
     assert record["runs"] == 2 and record["model"] == str(model) and record["machine"]["threads"] >= 1
     costs = cost_curve(output, 64)
     assert costs[0] > 0 and (costs[1:] >= costs[:-1]).all()
+
+
+def test_lossless_compares_with_generate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lossless: ModuleType = load("lossless")
+    monkeypatch.setitem(lossless.os.environ, "HDRAFT_DEVICE", "cpu")
+    monkeypatch.setattr(lossless.sys, "path", list(sys.path))
+    lossless.sys.path.insert(0, str(lossless.TESTS))
+    architectures = lossless.import_module("architectures")
+    monkeypatch.setattr(architectures, "FAMILIES", {"llama": architectures.FAMILIES["llama"]})
+    monkeypatch.setattr(architectures, "UNLISTED", {})
+    steps = ("--steps", "dynamic", "static")
+    run(lossless, monkeypatch, *steps, "--json", tmp_path / "lossless.json")
+    record = json.loads((tmp_path / "lossless.json").read_text())
+    assert record["summary"] == "4 of 4 outputs of 1 families are those of model.generate"
+    assert all(row["identical"] and row["passes"] < 40 for row in record["families"]["llama"])
+    monkeypatch.setattr(lossless, "generate", lambda model, ids, *rest, **options: ids.repeat(1, 3))
+    with pytest.raises(SystemExit, match="outputs that differ"):
+        run(lossless, monkeypatch, *steps, "--json", tmp_path / "lossless.json")
+    assert "0 of 4 outputs" in (tmp_path / "lossless.json").read_text()

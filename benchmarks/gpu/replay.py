@@ -1,9 +1,9 @@
 """Speed-up at full size without the weights: recorded requests, decoded by a random model of the true shape.
 
-    python benchmarks/replay_gpu.py --shape llama-2-7b --dtype float16 --traces FOLDER --json FILE --markdown FILE
+    python benchmarks/gpu/replay.py --shape llama-2-7b --dtype float16 --traces FOLDER --json FILE --markdown FILE
 
 The model does all the work of every step; only the choice of the next token is the recorded one, see
-`evaluation/timed.py`. `--traces` holds the trace, the generations for D_m and the corpus for D_s, as recorded or as
+`timed.py`. `--traces` holds the trace, the generations for D_m and the corpus for D_s, as recorded or as
 `tools/pack_replay.py` packs them; both databases are built first. `docs/gpu.md` says what every figure means.
 
 Methods take turns within each request, so that a machine whose speed drifts slows them all alike. Every MAT is compared
@@ -29,6 +29,8 @@ from typing import Any, cast, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
+from timed import AskedAsDecoding, Seconds, Timing, time_decoding, time_generate, time_sizes
+from timed_report import by_part, figures, markdown, parts, score
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from hdraft import ModelDatabase, StatisticsDatabase, measure_costs
@@ -40,8 +42,6 @@ from hdraft.drafting import Drafter
 from hdraft.evaluation.machine import accelerator, driver, machine
 from hdraft.evaluation.methods import method_options, open_drafter
 from hdraft.evaluation.replay import ALL, replay
-from hdraft.evaluation.timed import AsDecoded, Seconds, Timing, time_decoding, time_generate, time_sizes
-from hdraft.evaluation.timed_report import by_part, figures, markdown, parts, score
 from hdraft.evaluation.traces import Request, read_traces, vocabulary_of
 from hdraft.loading import quieten
 
@@ -57,7 +57,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 """As published; `tiny` is no model's, and is there to try this script on a CPU."""
 
-METHODS = ("generate", "generate-static", "ordinary", "pld", "published", "hd-27", "hd-64", "hd-adaptive")
+METHODS = ("transformers", "transformers-static", "vanilla", "pld", "published", "hd-27", "hd-64", "hd-adaptive")
 """`model.generate`, the same with its static cache (which it compiles), our loop without drafts, and with them; hd-N
 has a fixed budget of N draft tokens."""
 
@@ -151,7 +151,7 @@ def copy_bandwidth(device: str) -> float:
 
 
 def bytes_read(model: PreTrainedModel, cached: int) -> tuple[int, int]:
-    """What a step has to read at least: of weights (all but the embeddings, of which it needs a few rows), of cache."""
+    """The bytes that a step must read: of weights (all but the embeddings, of which a few rows do), and of cache."""
     config = model.config
     weights = sum(
         weight.numel() * weight.element_size()
@@ -164,7 +164,7 @@ def bytes_read(model: PreTrainedModel, cached: int) -> tuple[int, int]:
 
 @dataclass
 class Method:
-    """A way to decode, and what it took so far."""
+    """A way to decode, and its timings so far."""
 
     name: str
     budget: int = 0
@@ -203,7 +203,7 @@ def build_databases(generations: npt.NDArray[Any], corpus: npt.NDArray[Any], of:
 
 @contextmanager
 def log_lines() -> Iterator[list[str]]:
-    """What hdraft says in its log meanwhile: what could not be had, and why."""
+    """The lines that hdraft logs meanwhile: which kinds of step could not be had, and why."""
     lines: list[str] = []
 
     class Lines(logging.Handler):
@@ -219,7 +219,7 @@ def log_lines() -> Iterator[list[str]]:
 
 
 class Run:
-    """One run of the benchmark: what it is of, and what it has measured up to now."""
+    """One run of the benchmark: its settings, and its measurements so far."""
 
     def __init__(self, arguments: argparse.Namespace, requests: list[Request], databases: Path, log: list[str]) -> None:
         self.arguments = arguments
@@ -239,16 +239,16 @@ class Run:
                 f"no GPU was at hand: nothing was measured on one, every time here is of the {arguments.device}",
                 "peak memory: it is measured on a GPU only",
             ]
-            if any(method.name == "generate-static" for method in self.methods):
-                self.missing.append("generate-static: transformers compiles it on a GPU only")
-            self.methods = [method for method in self.methods if method.name != "generate-static"]
+            if any(method.name == "transformers-static" for method in self.methods):
+                self.missing.append("transformers-static: transformers compiles it on a GPU only")
+            self.methods = [method for method in self.methods if method.name != "transformers-static"]
         if arguments.shape == "tiny":
             self.missing.append("speed: the tiny shape is no model's; it proves the accounting and nothing else")
 
     def time(self, method: Method, request: Request, drafter: Drafter | None) -> Timing:
         """Decode a request."""
-        if method.name.startswith("generate"):
-            static = {"cache_implementation": "static"} if method.name == "generate-static" else {}
+        if method.name.startswith("transformers"):
+            static = {"cache_implementation": "static"} if method.name == "transformers-static" else {}
             return time_generate(self.model, request, **static)
         costs = self.costs if method.adaptive else None
         return time_decoding(self.model, request, drafter, method.budget, costs, self.arguments.step)
@@ -261,7 +261,7 @@ class Run:
         """
         longest = max(self.requests, key=lambda request: len(request.prompt_ids) + len(request.output_ids))
         length = len(longest.prompt_ids) + len(longest.output_ids)
-        theirs = [method for method in self.methods if method.name.startswith("generate")]
+        theirs = [method for method in self.methods if method.name.startswith("transformers")]
         for method in theirs:
             self.warm_up_method(method, longest)
         begin = perf_counter()
@@ -276,16 +276,16 @@ class Run:
                 self.warm_up_method(method, longest)
 
     def warm_up_method(self, method: Method, request: Request) -> None:
-        """Decode a request; a `generate-static` that cannot is left out and named."""
+        """Decode a request; a `transformers-static` that cannot is left out and named."""
         begin = perf_counter()
         try:
             self.time(method, request, method.drafter(self.databases))
         except Exception as error:  # whatever another's compiler may raise
-            if method.name != "generate-static":
+            if method.name != "transformers-static":
                 raise
             self.methods.remove(method)
             reason = next(iter(str(error).splitlines()), "")
-            self.missing.append(f"generate-static: {type(error).__name__}: {reason}")
+            self.missing.append(f"transformers-static: {type(error).__name__}: {reason}")
         method.warm_up_seconds = perf_counter() - begin
         self.say(f"{method.name} warmed up in {method.warm_up_seconds:.1f} s")
 
@@ -324,7 +324,7 @@ class Run:
             if drafter is None:
                 continue
             costs = self.costs if method.adaptive else None
-            expected = replay(self.requests, AsDecoded(drafter), method.budget, costs=costs).scores
+            expected = replay(self.requests, AskedAsDecoding(drafter), method.budget, costs=costs).scores
             for category in expected:
                 measured = score(self.timings(category)[method.name])
                 if (measured.tokens, measured.sizes) != (expected[category].tokens, expected[category].sizes):
@@ -444,8 +444,8 @@ def main() -> None:
         try:
             for name in arguments.methods:
                 Method.of(name)
-            if set(arguments.methods) == {"generate-static"} and not arguments.device.startswith("cuda"):
-                raise ValueError("generate-static is for a GPU: name other methods")
+            if set(arguments.methods) == {"transformers-static"} and not arguments.device.startswith("cuda"):
+                raise ValueError("transformers-static is for a GPU: name other methods")
             trace, generations, corpus = read_folder(arguments.traces, vocabulary)
             if vocabulary_of(trace) > vocabulary.vocab_size:
                 raise ValueError(

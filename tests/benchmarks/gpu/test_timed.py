@@ -4,7 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import scripts  # noqa: F401  skips this file where there are no benchmarks
 import torch
+from timed import PARTS, AskedAsDecoding, Recorded, Timing, time_decoding, time_generate, time_sizes
+from timed_report import figures, parts, score
 from tiny_model import save_tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -15,8 +18,6 @@ from hdraft.drafting import Drafter, DraftTree
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.drafting.methods import PromptLookupDrafter
 from hdraft.evaluation.replay import ALL, replay
-from hdraft.evaluation.timed import PARTS, AsDecoded, Recorded, Timing, time_decoding, time_generate, time_sizes
-from hdraft.evaluation.timed_report import figures, parts, score
 from hdraft.evaluation.traces import Request
 
 PHRASE = [7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18]
@@ -51,16 +52,16 @@ def drafter_of(method: str) -> Drafter:
 
 
 @pytest.mark.parametrize("step", ["dynamic", "static"])
-@pytest.mark.parametrize("method", ["ordinary", "pld", "hd", "adaptive"])
+@pytest.mark.parametrize("method", ["vanilla", "pld", "hd", "adaptive"])
 def test_what_is_drafted_and_emitted_is_what_a_replay_says(model: PreTrainedModel, method: str, step: StepKind) -> None:
-    drafter = None if method == "ordinary" else drafter_of(method)
+    drafter = None if method == "vanilla" else drafter_of(method)
     costs = measure_costs(model, step) if method == "adaptive" else None
     timings = [time_decoding(model, each, drafter, 16, costs, step) for each in trace()]
     assert [int(timing.emitted.sum()) for timing in timings] == [len(each.output_ids) for each in trace()]
     if drafter is None:
         assert score(timings).mat == 1 and score(timings).drafted == 0
         return
-    expected = replay(trace(), AsDecoded(drafter_of(method)), 16, costs=costs).scores[ALL]
+    expected = replay(trace(), AskedAsDecoding(drafter_of(method)), 16, costs=costs).scores[ALL]
     assert (score(timings).tokens, score(timings).sizes) == (expected.tokens, expected.sizes)
     assert method == "adaptive" or score(timings).mat > 1.4
     assert [timing.drafted[0] > 0 for timing in timings[3:]] == [False, method == "hd"] or method != "hd"
@@ -115,8 +116,8 @@ def timing(emitted: list[int], seconds: list[float]) -> Timing:
 def test_figures_of_known_times() -> None:
     measured = figures(
         {
-            "generate": [timing([1] * 8, [2.0] + [1.0] * 7)],
-            "ordinary": [timing([1] * 8, [1.0] + [0.5] * 7)],
+            "transformers": [timing([1] * 8, [2.0] + [1.0] * 7)],
+            "vanilla": [timing([1] * 8, [1.0] + [0.5] * 7)],
             "hd-8": [timing([2, 4, 2], [1.0, 0.5, 0.5])],
         }
     )
@@ -124,13 +125,13 @@ def test_figures_of_known_times() -> None:
     assert json.loads(json.dumps(measured)) == measured
     assert (drafted["tokens"], drafted["steps"], drafted["drafted_per_step"]) == (8, 3, 5 / 3)
     assert drafted["tokens_per_second"] == 4 and drafted["mat"] == 8 / 3
-    assert drafted["speedup_over_generate"] == 4.5 and drafted["speedup_over_ordinary"] == 2.25
-    assert drafted["speedup_over_generate_static"] is None
+    assert drafted["speedup_over_transformers"] == 4.5 and drafted["speedup_over_vanilla"] == 2.25
+    assert drafted["speedup_over_transformers_static"] is None
     assert drafted["efficiency"] == 2.25 / (8 / 3)
     after = drafted["decoding"]
-    assert (after["mat"], after["tokens_per_second"], after["speedup_over_ordinary"]) == (3, 6, 3)
+    assert (after["mat"], after["tokens_per_second"], after["speedup_over_vanilla"]) == (3, 6, 3)
     assert after["efficiency"] == 1 and after["step_milliseconds"]["p50"] == 500
-    assert drafted["prompt_milliseconds"] == 1000 and measured["ordinary"]["efficiency"] == 1
+    assert drafted["prompt_milliseconds"] == 1000 and measured["vanilla"]["efficiency"] == 1
 
 
 def test_a_replay_asks_as_the_loop_does() -> None:
@@ -152,5 +153,5 @@ def test_a_replay_asks_as_the_loop_does() -> None:
 
     asked = Asked()
     for length, expected in ((LONG_TEXT, [2, 1]), (LONG_TEXT + 1, [1])):
-        replay([request([1, 2, 3], [1] * length)], AsDecoded(asked), 4)
+        replay([request([1, 2, 3], [1] * length)], AskedAsDecoding(asked), 4)
         assert asked.depths == expected

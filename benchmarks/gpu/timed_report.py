@@ -1,4 +1,4 @@
-"""What the timings of several methods come to: speeds, speed-ups and parts of a step, by category; as Markdown.
+"""The report on the timings of several methods: speeds, speed-ups and parts of a step, by category; as Markdown.
 
 Every figure is given twice: over whole requests, and over what comes after the prompt's step, which no draft shortens.
 """
@@ -7,19 +7,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from timed import PARTS, Seconds, Timing
 
 from hdraft.evaluation.replay import ALL, Score
-from hdraft.evaluation.timed import PARTS, Seconds, Timing
 
 Timings = Mapping[str, Sequence[Timing]]
 """Of each method by its name, a timing of each request, the same requests for all."""
 
-BASES = ("generate", "generate-static", "ordinary")
+BASES = ("transformers", "transformers-static", "vanilla")
 """The methods that the others are compared with, where they are there."""
 
 
 def score(timings: Iterable[Timing], first: int = 0) -> Score:
-    """What was emitted and drafted from step `first` on, as a replay counts it."""
+    """The tokens emitted and drafted from step `first` on, as a replay counts them."""
     total = Score()
     for timing in timings:
         total.tokens += int(timing.emitted[first:].sum())
@@ -28,7 +28,7 @@ def score(timings: Iterable[Timing], first: int = 0) -> Score:
 
 
 def figures(timings: Timings) -> dict[str, dict[str, Any]]:
-    """Of each method, over at least one request, what docs/gpu.md lists."""
+    """The figures that docs/gpu.md lists, for each method, over at least one request."""
     return {
         method: {
             "requests": len(own),
@@ -71,7 +71,7 @@ def _speeds(timings: Timings, method: str, first: int) -> dict[str, float | None
     for base in BASES:
         than = _tokens_per_second(timings.get(base, ()), first)
         speeds[f"speedup_over_{base.replace('-', '_')}"] = speed / than if speed and than else None
-    over = speeds["speedup_over_ordinary"]
+    over = speeds["speedup_over_vanilla"]
     return speeds | {"efficiency": over / mat if over else None}
 
 
@@ -89,7 +89,7 @@ def _spread(timings: Sequence[Timing]) -> dict[str, float] | None:
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """The tables of what `benchmarks/replay_gpu.py` writes as JSON."""
+    """The tables of what `replay.py` writes as JSON."""
     versions, methods, bandwidth = record["machine"], record["methods"], record["bandwidth"]
     lines = [
         f"# {record['shape']}, {record['dtype']}, on {versions['accelerator'] or versions['processor']}",

@@ -5,21 +5,20 @@ import lzma
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from test_benchmarks import BENCHMARKS, load, run
+from scripts import BENCHMARKS, load, run
+from timed import PARTS, AskedAsDecoding
 
 from hdraft.evaluation.replay import replay
-from hdraft.evaluation.timed import PARTS, AsDecoded
 from hdraft.evaluation.traces import Request, read_traces
 
-METHODS = ("generate", "generate-static", "ordinary", "pld", "published", "hd-8", "hd-adaptive")
+METHODS = ("transformers", "transformers-static", "vanilla", "pld", "published", "hd-8", "hd-adaptive")
 TURNS, TOKENS = 5, 12
 
-replay_gpu, pack_replay = load("replay_gpu"), load("pack_replay", BENCHMARKS.with_name("tools"))
+replay_gpu, pack_replay = load("replay", BENCHMARKS / "gpu"), load("pack_replay", BENCHMARKS.with_name("tools"))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +61,7 @@ def measured(
             folder, output, monkeypatch, "--methods", *METHODS, "--step", request.param, "--databases", output
         )
     assert record["step"] == request.param
-    assert all(record["methods"][name]["steps_are"] == request.param for name in ("ordinary", "hd-8"))
+    assert all(record["methods"][name]["steps_are"] == request.param for name in ("vanilla", "hd-8"))
     return record, output
 
 
@@ -73,13 +72,13 @@ def test_every_mat_is_that_of_the_replay(measured: tuple[dict[str, Any], Path], 
     for name in ("pld", "published", "hd-8", "hd-adaptive"):
         method = replay_gpu.Method.of(name)
         costs = np.array(record["costs_milliseconds"]) / 1000 if method.adaptive else None
-        scores = replay(requests, AsDecoded(method.drafter(output)), method.budget, costs=costs).scores
+        scores = replay(requests, AskedAsDecoding(method.drafter(output)), method.budget, costs=costs).scores
         for category, score in scores.items():
             row = record["methods"][name]["categories"][category]
             assert (row["tokens"], row["steps"], row["mat"]) == (score.tokens, score.steps, score.mat)
             assert row["drafted_per_step"] == score.drafted / score.steps
     mats = {name: method["categories"]["all"]["mat"] for name, method in record["methods"].items()}
-    assert mats["generate"] == mats["ordinary"] == 1
+    assert mats["transformers"] == mats["vanilla"] == 1
     assert mats["hd-8"] > 1.5 and mats["pld"] > 1.1 and mats["published"] > 1.1
 
 
@@ -99,11 +98,11 @@ def test_the_accounting_adds_up(measured: tuple[dict[str, Any], Path]) -> None:
         assert rows["all"]["steps"] == steps
         for row in rows.values():
             for figures in (row, row["decoding"]):
-                assert figures["efficiency"] == pytest.approx(figures["speedup_over_ordinary"] / figures["mat"])
-        base = record["methods"]["generate"]["categories"]["all"]["tokens_per_second"]
-        assert rows["all"]["speedup_over_generate"] == pytest.approx(rows["all"]["tokens_per_second"] / base)
+                assert figures["efficiency"] == pytest.approx(figures["speedup_over_vanilla"] / figures["mat"])
+        base = record["methods"]["transformers"]["categories"]["all"]["tokens_per_second"]
+        assert rows["all"]["speedup_over_transformers"] == pytest.approx(rows["all"]["tokens_per_second"] / base)
         parts = method["parts_milliseconds"]
-        assert (parts is None) == (name == "generate")
+        assert (parts is None) == (name == "transformers")
         if parts is not None:
             for taken in parts.values():
                 assert sum(taken[part] for part in PARTS) + taken["rest"] == pytest.approx(taken["total"])
@@ -126,15 +125,16 @@ def test_it_says_what_it_is_of_and_what_was_not_measured(measured: tuple[dict[st
     assert record["machine"]["accelerator"] is None and record["machine"]["processor"]
     assert (record["shape"], record["dtype"], record["device"]) == ("tiny", "float32", "cpu")
     missing = "\n".join(record["not_measured"])
-    assert all(word in missing for word in ("no GPU was at hand", "peak memory", "generate-static", "the tiny shape"))
-    assert "generate-static" not in record["methods"]
+    words = ("no GPU was at hand", "peak memory", "transformers-static", "the tiny shape")
+    assert all(word in missing for word in words)
+    assert "transformers-static" not in record["methods"]
     tables = (output / "figures.md").read_text()
     assert tables == replay_gpu.markdown(record)
     assert "**Not measured**: no GPU was at hand" in tables and "| hd-adaptive |" in tables and "floor" in tables
 
 
 def test_a_run_without_time_says_so(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = measure(folder, tmp_path, monkeypatch, "--methods", "ordinary", "hd-8", "--seconds", 0)
+    record = measure(folder, tmp_path, monkeypatch, "--methods", "vanilla", "hd-8", "--seconds", 0)
     assert f"{TURNS} of {TURNS} turns: the 0 seconds given were over" in record["not_measured"]
     assert record["categories"] == record["requests"] == [] and len(record["sizes"]) == 7
 
@@ -180,8 +180,8 @@ def test_what_is_packed_reads_as_what_it_was(folder: Path, tmp_path: Path) -> No
     "arguments, says",
     [
         (("--device", "cuda"), "there is no GPU: give --device cpu"),
-        (("--device", "cpu", "--methods", "rest"), r"no method rest: there are generate, .* hd-64"),
-        (("--device", "cpu", "--methods", "generate-static"), "generate-static is for a GPU"),
+        (("--device", "cpu", "--methods", "rest"), r"no method rest: there are transformers, .* hd-64"),
+        (("--device", "cpu", "--methods", "transformers-static"), "transformers-static is for a GPU"),
         (("--device", "cpu", "--json", "none/figures.json"), "there is no folder none"),
         (("--device", "cpu", "--tokens", "1"), "--tokens at least 2"),
     ],
@@ -205,7 +205,7 @@ def test_a_folder_that_lacks_something_is_refused(
 
 
 def script(*arguments: object, python: str | Path = sys.executable) -> "subprocess.CompletedProcess[str]":
-    command = [str(BENCHMARKS / "gpu.sh"), *map(str, arguments)]
+    command = [str(BENCHMARKS / "gpu" / "run.sh"), *map(str, arguments)]
     environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(python), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
@@ -220,31 +220,12 @@ def test_the_script_names_the_parts_that_it_has_no_time_for(folder: Path, tmp_pa
 
 def test_the_script_says_what_it_lacks(folder: Path, tmp_path: Path) -> None:
     for arguments, says in (
-        ((), "gpu.sh --traces FOLDER"),
+        ((), "gpu/run.sh --traces FOLDER"),
         (("--traces", tmp_path / "none"), f"there is no folder {tmp_path}/none"),
-        (("--traces",), "gpu.sh --traces FOLDER"),
+        (("--traces",), "gpu/run.sh --traces FOLDER"),
     ):
         done = script(*arguments)
         assert done.returncode == 2 and says in done.stderr and not done.stdout
-
-
-def test_lossless_compares_with_generate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lossless: ModuleType = load("lossless")
-    monkeypatch.setitem(lossless.os.environ, "HDRAFT_DEVICE", "cpu")
-    monkeypatch.setattr(lossless.sys, "path", list(sys.path))
-    lossless.sys.path.insert(0, str(lossless.TESTS))
-    architectures = lossless.import_module("architectures")
-    monkeypatch.setattr(architectures, "FAMILIES", {"llama": architectures.FAMILIES["llama"]})
-    monkeypatch.setattr(architectures, "UNLISTED", {})
-    steps = ("--steps", "dynamic", "static")
-    run(lossless, monkeypatch, *steps, "--json", tmp_path / "lossless.json")
-    record = json.loads((tmp_path / "lossless.json").read_text())
-    assert record["summary"] == "4 of 4 outputs of 1 families are those of model.generate"
-    assert all(row["identical"] and row["passes"] < 40 for row in record["families"]["llama"])
-    monkeypatch.setattr(lossless, "generate", lambda model, ids, *rest, **options: ids.repeat(1, 3))
-    with pytest.raises(SystemExit, match="outputs that differ"):
-        run(lossless, monkeypatch, *steps, "--json", tmp_path / "lossless.json")
-    assert "0 of 4 outputs" in (tmp_path / "lossless.json").read_text()
 
 
 @pytest.mark.parametrize("free", [80, 39])
@@ -264,7 +245,7 @@ def test_what_the_script_runs_on_a_gpu(folder: Path, tmp_path: Path, free: int) 
     assert sorted(path.name for path in output.iterdir()) == ["precision.log", "summary.md"]
     assert [line.split()[0] for line in ran[:2]] == ["benchmarks/lossless.py", "benchmarks/precision.py"]
     replays = [line.split() for line in ran[2:]]
-    assert all(each[0] == "benchmarks/replay_gpu.py" for each in replays)
+    assert all(each[0] == "benchmarks/gpu/replay.py" for each in replays)
     of = [(*(each[each.index(name) + 1] for name in ("--shape", "--dtype", "--step")),) for each in replays]
     large = [("llama-2-13b", "float16", "captured")]
     assert of == [

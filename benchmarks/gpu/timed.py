@@ -1,4 +1,4 @@
-"""Replay recorded requests through a real model: what every step takes, and which part of it what.
+"""Replay recorded requests through a real model: the time of every step, and of each of its parts.
 
 The model does all the work of decoding: the prompt, drafting, the forward pass over the tree, reading its logits,
 moving the cache. Only the choice of the next token is the recorded one instead of that of the logits. What a step takes
@@ -28,12 +28,13 @@ from hdraft.evaluation.traces import Request
 Seconds = npt.NDArray[np.float64]
 
 PARTS = ("drafting", "inputs", "model", "verification", "cache")
-"""Of a step, see `Statistics`. On a GPU moving the cache is only asked for: it is done when the next step waits."""
+"""The parts of a step's time, named as in `Statistics`. On a GPU, `cache` only asks for the move, which
+falls into the next step's `model`."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What a request took, step by step; the first step is the one over the prompt.
+    """The time of a request, step by step; the first step is the one over the prompt.
 
     Attributes:
         emitted: int64[steps], tokens.
@@ -131,8 +132,8 @@ class _Clock(LogitsProcessor):
         return scores
 
 
-class AsDecoded:
-    """A drafter asked as the loop asks it, for `replay`: not behind a prompt too long for a draft, nor for no token."""
+class AskedAsDecoding:
+    """Asks a drafter for drafts only when decoding does: not behind too long a prompt, nor for the last token."""
 
     def __init__(self, drafter: Drafter) -> None:
         self.drafter = drafter
@@ -140,10 +141,10 @@ class AsDecoded:
 
     def session(self, prompt_ids: TokenIds, costs: npt.NDArray[np.floating] | None = None) -> DraftSession:
         """See `Drafter.session`."""
-        return _AsDecoded(self.drafter.session(prompt_ids, costs), len(prompt_ids) > LONG_TEXT)
+        return _SessionAskedAsDecoding(self.drafter.session(prompt_ids, costs), len(prompt_ids) > LONG_TEXT)
 
 
-class _AsDecoded:
+class _SessionAskedAsDecoding:
     def __init__(self, session: DraftSession, waits: bool) -> None:
         self.session = session
         self.extend, self.close = session.extend, session.close
@@ -154,14 +155,14 @@ class _AsDecoded:
         return DraftTree.empty() if waits or max_depth < 1 else self.session.propose(budget, max_depth)
 
 
-class Fan:
-    """A drafter of `size` tokens, each a child of the text, none of which is ever right: to time steps of one size."""
+class FixedSizeDrafter:
+    """Drafts the same `size` tokens side by side, none of which is ever right: to time steps of one size."""
 
     def __init__(self, vocab_size: int, size: int) -> None:
         self.vocab_size = vocab_size
         self.tree = DraftTree(np.arange(size), np.full(size, -1))
 
-    def session(self, prompt_ids: TokenIds, costs: npt.NDArray[np.floating] | None = None) -> "Fan":
+    def session(self, prompt_ids: TokenIds, costs: npt.NDArray[np.floating] | None = None) -> "FixedSizeDrafter":
         """See `Drafter.session`."""
         return self
 
@@ -199,7 +200,7 @@ def time_sizes(
     timings: dict[int, list[Timing]] = {size: [] for size in sizes}
     for _ in range(rounds):
         for size in sizes:
-            drafter = Fan(vocab_size, size) if size else None
+            drafter = FixedSizeDrafter(vocab_size, size) if size else None
             timings[size].append(time_decoding(model, request, drafter, max(sizes), step=step))
     assert all(each.drafted[1:-1].tolist() == [size] * steps for size in sizes for each in timings[size])
     return {
