@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-latest test-oldest smoke test-vllm fuzz lint clean
+.PHONY: setup demo test test-latest test-oldest smoke test-vllm fuzz docs lint clean
 
 setup: .venv/.installed
 
@@ -33,7 +33,7 @@ fuzz: setup
 	@touch $@
 
 test-vllm: .venv-vllm/.installed
-	NUMBA_CACHE_DIR=$(CURDIR)/.venv-vllm/numba .venv-vllm/bin/pytest tests/engines
+	NUMBA_CACHE_DIR=$(CURDIR)/.venv-vllm/numba .venv-vllm/bin/pytest tests/engines tests/examples/test_vllm_serving.py
 
 # The newest packages there are, and the oldest that pyproject.toml allows.
 NEWEST := $(BIN)/python tools/environments.py newest
@@ -52,6 +52,12 @@ smoke: setup
 	$(NEWEST) $(PYTEST) tests/decoding/test_smoke.py
 	$(OLDEST) $(PYTEST) tests/decoding/test_smoke.py
 
+# The reference, from the docstrings of what is public; a warning stops it. See build/docs/index.html.
+PUBLIC := hdraft hdraft.decoding hdraft.drafting hdraft.building hdraft.conversation hdraft.engines.vllm \
+  hdraft.evaluation.replay hdraft.evaluation.traces hdraft.evaluation.costs
+docs: setup
+	$(BIN)/python -W error::UserWarning -m pdoc --docformat google --no-show-source --output-directory build/docs $(PUBLIC)
+
 lint: setup
 	$(BIN)/ruff check
 	$(BIN)/mypy
@@ -59,4 +65,4 @@ lint: setup
 # Leaves build/ alone: it may hold hours of training.
 clean:
 	rm -rf .venv .venv-vllm .environments dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find src tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests tools benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

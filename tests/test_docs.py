@@ -1,4 +1,4 @@
-"""The documents' recipes, run as they stand, with the embedded model in the model's place."""
+"""The documents: recipes run as they stand, with the embedded model in the model's place, and links lead somewhere."""
 
 import json
 import os
@@ -12,7 +12,42 @@ import pytest
 from hdraft.demo import MODEL
 from hdraft.evaluation.questions import SMALL
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md")])
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as they are shown on the web."""
+    text = re.sub(r"(?ms)^```.*?^```", "", page.read_text(encoding="utf-8"))
+    headings = re.findall(r"(?m)^#+ (.*)$", text)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.skipif(not DOCS.exists(), reason="the documents are not at hand")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_a_file_and_a_heading(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if re.match(r"https?:", link):
+            continue
+        target, _, anchor = link.partition("#")
+        found = (page.parent / target) if target else page
+        assert found.exists(), link
+        assert not anchor or anchor in anchors(found), link
+
+
+@pytest.mark.skipif(not DOCS.exists(), reason="the documents are not at hand")
+def test_the_index_names_every_page() -> None:
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    for page in DOCS.glob("*.md"):
+        assert page.name == "index.md" or f"({page.name})" in index, page.name
+
+
+@pytest.mark.skipif(not DOCS.exists(), reason="the documents are not at hand")
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_a_page_says_first_who_it_is_for(page: Path) -> None:
+    if page.name != "index.md":
+        assert re.match(r"# .*\n\nFor (whoever|everyone) ", page.read_text(encoding="utf-8"))
 
 
 @pytest.mark.skipif(not DOCS.exists(), reason="the documents are not at hand")
