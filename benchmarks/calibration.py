@@ -8,14 +8,17 @@ matplotlib: `pip install 'hdraft[plots]'`.
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from hdraft.evaluation.calibration import calibration_figures
+from hdraft.drafting import DraftTree
 from hdraft.evaluation.machine import machine
 from hdraft.evaluation.methods import method_options, open_drafter
 from hdraft.evaluation.replay import ALL, replay
@@ -23,6 +26,75 @@ from hdraft.evaluation.traces import Request, read_traces, vocabulary_of
 from hdraft.terminal import progress
 
 BUDGET = 64
+
+BINS = 20
+"""Bins of equal width from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Each drafted node's estimated probability, and whether verification reached and accepted it.
+
+    Attributes:
+        probabilities: float32[n].
+        accepted: bool[n].
+
+    Of two tokens estimated at 0.9 and one at 0.3, one of the former accepted:
+
+    >>> calibration = Calibration(np.array([0.9, 0.9, 0.3], np.float32), np.array([True, False, False]))
+    >>> round(calibration.error(), 3)           # (2 |0.9 - 0.5| + 1 |0.3 - 0|) / 3
+    0.367
+    """
+
+    probabilities: npt.NDArray[np.float32]
+    accepted: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of_all(cls, drafts: Sequence["Calibration"]) -> "Calibration":
+        """Those of several trees as one."""
+        probabilities = [np.empty(0, np.float32), *(each.probabilities for each in drafts)]
+        accepted = [np.empty(0, np.bool_), *(each.accepted for each in drafts)]
+        return cls(np.concatenate(probabilities), np.concatenate(accepted))
+
+    def table(self, bins: int = BINS) -> list[dict[str, Any]]:
+        """A row for each bin: `low`, `high` and `count`; `mean_estimate` and `accepted_share` where the count is not 0.
+
+        A bin holds `low` and not `high`; the last holds 1 too.
+        """
+        count, estimate, share = self._binned(bins)
+        rows: list[dict[str, Any]] = []
+        for i in range(bins):
+            row: dict[str, Any] = {"low": i / bins, "high": (i + 1) / bins, "count": int(count[i])}
+            if count[i]:
+                row |= {"mean_estimate": float(estimate[i]), "accepted_share": float(share[i])}
+            rows.append(row)
+        return rows
+
+    def error(self, bins: int = BINS) -> float:
+        """The expected calibration error: |mean estimate - accepted share| of the bins, weighted by their counts."""
+        count, estimate, share = self._binned(bins)
+        return float(count @ np.abs(estimate - share) / max(count.sum(), 1))
+
+    def _binned(self, bins: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """The count, mean estimate and accepted share of each bin, [bins] each; 0 where there is none."""
+        estimates = self.probabilities.astype(np.float64)
+        index = np.clip((estimates * bins).astype(np.intp), 0, bins - 1)
+        count = np.bincount(index, minlength=bins)
+        some = np.maximum(count, 1)
+        estimate = np.bincount(index, estimates, bins) / some
+        return count, estimate, np.bincount(index, self.accepted, bins) / some
+
+
+def calibration_figures(calibrations: Mapping[str, Calibration], bins: int = BINS) -> dict[str, Any]:
+    """As JSON: of each category, how many `tokens` were drafted, the `error`, and the reliability table, `bins`."""
+    return {
+        category: {
+            "tokens": len(calibration.probabilities),
+            "error": calibration.error(bins),
+            "bins": calibration.table(bins),
+        }
+        for category, calibration in calibrations.items()
+    }
 
 
 def measure(
@@ -34,8 +106,16 @@ def measure(
     """As JSON: the budget and, by category, what `calibration_figures` has."""
     options = method_options("hd", model_database=model_database, statistics_database=statistics_database)
     drafter = open_drafter("hd", options, needed=vocabulary_of(trace))
-    result = replay(trace, drafter, BUDGET, calibrate=True, progress=report)
-    return {"budget": BUDGET, **options, "categories": calibration_figures(result.calibrations)}
+    drafts: dict[str, list[Calibration]] = {ALL: [], **{request.category: [] for request in trace}}
+
+    def observe(request: Request, tree: DraftTree, accepted: list[int]) -> None:
+        draft = Calibration(tree.probabilities, np.isin(np.arange(len(tree)), accepted))
+        drafts[ALL].append(draft)
+        drafts[request.category].append(draft)
+
+    replay(trace, drafter, BUDGET, observe=observe, progress=report)
+    calibrations = {category: Calibration.of_all(own) for category, own in drafts.items()}
+    return {"budget": BUDGET, **options, "categories": calibration_figures(calibrations)}
 
 
 def figure_class() -> Any:

@@ -16,6 +16,8 @@ import io
 import json
 import logging
 import lzma
+import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +41,7 @@ from hdraft.decoding.costs import STATIC_SIZES
 from hdraft.decoding.graphed.static_cache import LEAST
 from hdraft.decoding.graphed.static_step import StepKind
 from hdraft.drafting import Drafter
-from hdraft.evaluation.machine import accelerator, driver, machine
+from hdraft.evaluation.machine import accelerator, machine
 from hdraft.evaluation.methods import method_options, open_drafter
 from hdraft.evaluation.replay import ALL, replay
 from hdraft.evaluation.traces import Request, read_traces, vocabulary_of
@@ -199,6 +201,15 @@ def build_databases(generations: npt.NDArray[Any], corpus: npt.NDArray[Any], of:
         ModelDatabase.from_tokens(generations, of.vocab_size, of.eos_token_id).save_pretrained(folder / "D_m")
     if not (folder / "D_s").exists():
         StatisticsDatabase.from_tokens(corpus, of.vocab_size, of.eos_token_id).save_pretrained(folder / "D_s")
+
+
+def driver() -> str | None:
+    """The version of NVIDIA's driver; None where there is none."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    ask = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    answer = subprocess.run(ask, capture_output=True, text=True, check=False)
+    return next(iter(answer.stdout.split()), None) if answer.returncode == 0 else None
 
 
 @contextmanager

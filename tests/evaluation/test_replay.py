@@ -52,16 +52,20 @@ def test_a_worked_example() -> None:
     )
     drafter = Scripted(tree)
     costs = np.ones(3)
-    result = replay([request([1, 2, 3, 4])], drafter, 7, costs=costs, calibrate=True)
+    seen: list[tuple[str, int, list[int]]] = []
+    result = replay(
+        [request([1, 2, 3, 4])],
+        drafter,
+        7,
+        costs=costs,
+        observe=lambda request, tree, accepted: seen.append((request.category, len(tree), accepted)),
+    )
+    assert seen == [("qa", 4, [0, 2]), ("qa", 0, [])]
     assert drafter.told == [([9], costs), (7, 3), [1, 2, 3], (7, 0), [4], "closed"]
     score = result.scores["all"]
     assert (score.steps, score.tokens, score.drafted, score.mat) == (2, 4, 4, 2.0)
     assert score.accepted == {Source.CONTEXT: 1, Source.MODEL: 0, Source.STATISTICS: 1}
     assert result.scores["qa"] == score
-    assert list(result.calibrations) == ["all", "qa"]
-    for calibration in result.calibrations.values():
-        assert calibration.probabilities.tolist() == pytest.approx([0.9, 0.5, 0.4, 0.1])
-        assert calibration.accepted.tolist() == [True, False, True, False]
 
 
 def test_the_predicted_speedup_is_tokens_over_time_in_ordinary_steps() -> None:
@@ -74,19 +78,6 @@ def test_the_predicted_speedup_is_tokens_over_time_in_ordinary_steps() -> None:
     assert result.scores["all"].speedup(np.ones(4)) == result.scores["all"].mat == 5 / 2
     with pytest.raises(ValueError, match="the costs end at 2 draft tokens, and 3 were drafted"):
         result.to_dict(costs[:3])
-
-
-def test_calibrations_are_by_category() -> None:
-    tree = DraftTree(tokens=[1], parents=[-1], probabilities=[0.5])
-    trace = [request([1, 2], category="qa"), request([3, 2], category="rag"), request([], category="none")]
-    calibrations = replay(trace, Scripted(tree), 7, calibrate=True).calibrations
-    assert {category: each.accepted.tolist() for category, each in calibrations.items()} == {
-        "all": [True, False],
-        "qa": [True],
-        "rag": [False],
-        "none": [],
-    }
-    assert replay(trace, Scripted(tree), 7).calibrations == {}
 
 
 def test_the_last_token_is_the_targets_own() -> None:
@@ -127,7 +118,7 @@ def test_to_dict_is_json() -> None:
 
 @pytest.mark.parametrize("trace", [[], [request([])]])
 def test_nothing_to_replay(trace: list[Request]) -> None:
-    record = replay(trace, PublishedDrafter(10), 7, calibrate=True).to_dict()
+    record = replay(trace, PublishedDrafter(10), 7).to_dict()
     assert record["categories"]["all"]["steps"] == 0
     assert record["microseconds"]["p99"] == 0
 

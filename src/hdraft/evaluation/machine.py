@@ -2,8 +2,6 @@
 
 import os
 import platform
-import shutil
-import subprocess
 from importlib.metadata import version
 
 import hdraft
@@ -29,15 +27,6 @@ def accelerator(device: str) -> str | None:
     if not torch.cuda.is_available() or not device.startswith(("auto", "cuda")):
         return None
     return torch.cuda.get_device_name(None if device == "auto" else device)
-
-
-def driver() -> str | None:
-    """The version of NVIDIA's driver; None where there is none."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    ask = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    answer = subprocess.run(ask, capture_output=True, text=True, check=False)
-    return next(iter(answer.stdout.split()), None) if answer.returncode == 0 else None
 
 
 def _processor() -> str:

@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from hdraft.drafting import Drafter, DraftTree, Source
-from hdraft.evaluation.calibration import Calibration
 from hdraft.evaluation.costs import BUDGET, cost_curve
 from hdraft.evaluation.machine import machine
 from hdraft.evaluation.methods import method_options, open_drafter
@@ -99,12 +98,10 @@ class ReplayResult:
     Attributes:
         scores: by category, in the order of the trace; that of all requests, under `ALL`, first.
         microseconds: float64[steps], the time of propose and extend in each step.
-        calibrations: by category like the scores, if asked for; else empty.
     """
 
     scores: dict[str, Score]
     microseconds: npt.NDArray[np.float64]
-    calibrations: dict[str, Calibration] = field(default_factory=dict)
 
     def to_dict(self, costs: npt.NDArray[np.floating] | None = None) -> dict[str, Any]:
         """As JSON: `categories`, each with its score, and `microseconds` a step (`mean`, `p50`, `p99`)."""
@@ -195,7 +192,7 @@ def replay(
     budget: int,
     *,
     costs: npt.NDArray[np.floating] | None = None,
-    calibrate: bool = False,
+    observe: Callable[[Request, DraftTree, list[int]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ReplayResult:
     """Replay a trace, one request after another, and close each session, so that a drafter that learns does.
@@ -205,7 +202,7 @@ def replay(
         drafter: what to measure.
         budget: the most draft tokens a step.
         costs: float[m], for drafters that choose how much to draft; see `Drafter.session`.
-        calibrate: whether to keep each node's probability and fate.
+        observe: called in each step with the request, the tree, and its nodes that were accepted.
         progress: called with the number of tokens emitted and of all, after each request, and within long ones.
 
     Raises:
@@ -225,7 +222,6 @@ def replay(
         session.extend(request.output_ids[:1])
     scores = {ALL: Score()}
     microseconds: list[float] = []
-    drafts: list[tuple[str, npt.NDArray[np.float32], npt.NDArray[np.bool_]]] = []
     total = sum(len(request.output_ids) for request in trace)
     done = 0
     for request in trace:
@@ -249,21 +245,15 @@ def replay(
                 score.sizes[len(tree)] += 1
                 for node in path:
                     score.accepted[Source(tree.sources[node])] += 1
-            if calibrate:
-                drafts.append((request.category, tree.probabilities, np.isin(np.arange(len(tree)), path)))
+            if observe is not None:
+                observe(request, tree, path)
             if progress is not None and steps % _REPORTED == 0:
                 progress(done + emitted, total)
         session.close()
         done += emitted
         if progress is not None:
             progress(done, total)
-    calibrations = {}
-    for category in scores if calibrate else ():
-        own = [(estimates, fates) for name, estimates, fates in drafts if category in (ALL, name)]
-        calibrations[category] = Calibration(
-            _join([estimates for estimates, _ in own], np.float32), _join([fates for _, fates in own], np.bool_)
-        )
-    return ReplayResult(scores, np.array(microseconds), calibrations)
+    return ReplayResult(scores, np.array(microseconds))
 
 
 def accepted_path(tree: DraftTree, output_ids: npt.NDArray[np.integer]) -> list[int]:
@@ -282,7 +272,3 @@ def accepted_path(tree: DraftTree, output_ids: npt.NDArray[np.integer]) -> list[
             parent = node
             token = next(expected, None)
     return path
-
-
-def _join(arrays: list[npt.NDArray[Any]], dtype: type[np.generic]) -> npt.NDArray[Any]:
-    return np.concatenate([np.empty(0, dtype), *arrays])

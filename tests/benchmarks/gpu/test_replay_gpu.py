@@ -259,3 +259,20 @@ def test_what_the_script_runs_on_a_gpu(folder: Path, tmp_path: Path, free: int) 
         assert set(each[each.index("--methods") + 1 :]) <= {*METHODS, "hd-27", "hd-64"}
     seconds = [int(each[each.index("--seconds") + 1]) for each in replays]
     assert 150 < seconds[0] < seconds[1] <= 440 * 6 / 7 and all(each < 530 for each in seconds)
+
+
+@pytest.mark.parametrize(
+    "script, version", [("echo 570.86.10; echo 570.86.10", "570.86.10"), ("echo no; exit 9", None)]
+)
+def test_the_driver_is_what_nvidia_smi_says(
+    script: str, version: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    assert replay_gpu.driver() == version
+
+
+def test_no_driver_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert replay_gpu.driver() is None

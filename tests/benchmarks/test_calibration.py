@@ -1,12 +1,18 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scripts import load
 
-from hdraft.evaluation.calibration import Calibration, calibration_figures
+from hdraft.evaluation.traces import Request
+
+module = load("calibration")
+Calibration, calibration_figures = module.Calibration, module.calibration_figures
 
 
-def calibration(*nodes: tuple[float, bool]) -> Calibration:
+def calibration(*nodes: tuple[float, bool]) -> Any:
     return Calibration(np.array([p for p, _ in nodes], np.float32), np.array([hit for _, hit in nodes], np.bool_))
 
 
@@ -66,3 +72,18 @@ def test_figures_by_category() -> None:
     assert list(figures) == ["all", "qa"]
     assert figures["all"]["tokens"] == 2 and figures["all"]["error"] == 0
     assert figures["qa"]["error"] == 0.5 and len(figures["qa"]["bins"]) == 4
+
+
+def test_every_drafted_token_is_in_its_category_and_in_all() -> None:
+    def request(output: list[int], category: str) -> Request:
+        return Request("1", category, np.array([1, 2, 3] * 4, np.int32), np.array(output, np.int32))
+
+    figures = module.measure([request([1, 2, 3] * 4, "easy"), request([7, 5, 8], "hard"), request([], "none")])
+    tokens = {category: row["tokens"] for category, row in figures["categories"].items()}
+    assert list(tokens) == ["all", "easy", "hard", "none"]
+    assert tokens["all"] == tokens["easy"] + tokens["hard"] > 0 and tokens["none"] == 0
+    accepted = {
+        category: sum(bin["count"] * bin.get("accepted_share", 0) for bin in row["bins"])
+        for category, row in figures["categories"].items()
+    }
+    assert accepted["easy"] == pytest.approx(accepted["all"]) and accepted["all"] > 1 and accepted["hard"] == 0
