@@ -50,6 +50,7 @@ MAX_TOKENS = 2**32 - 1
 
 Kind = Literal["model", "statistics"]
 Array = npt.NDArray[np.unsignedinteger]
+Layout = dict[str, tuple[np.dtype[np.unsignedinteger], tuple[int, ...]]]
 
 REQUIRED = ("tokens", "suffixes", "starts")
 """The arrays that every database has."""
@@ -420,10 +421,8 @@ def exclusive(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _layout(
-    vocab_size: int, tokens: int, vocabulary: bool
-) -> dict[str, tuple[np.dtype[np.unsignedinteger], tuple[int, ...]]]:
-    layout: dict[str, tuple[np.dtype[np.unsignedinteger], tuple[int, ...]]] = {
+def _layout(vocab_size: int, tokens: int, vocabulary: bool) -> Layout:
+    layout: Layout = {
         "tokens": (id_dtype(vocab_size), (tokens,)),
         "suffixes": (np.dtype(np.uint32), (tokens,)),
         "starts": (np.dtype(np.uint32), (vocab_size + 2,)),

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hdraft.drafting.databases.sorting import build
 from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.databases.suffixes import SuffixArray, narrow, occurrences
 from hdraft.drafting.kernel import kernel
@@ -54,7 +53,7 @@ def suffix_array(database: StatisticsDatabase | None, vocab_size: int) -> tuple[
         ValueError: D_s has ids that the target has not.
     """
     if database is None:
-        return build(np.empty(0, np.uint16 if vocab_size < 2**16 else np.uint32), vocab_size, vocab_size), vocab_size
+        database = StatisticsDatabase(vocab_size)
     database.check_fits(vocab_size)
     return database.array, database.separator
 
