@@ -31,7 +31,10 @@ from hdraft.drafting.tree import DraftTree
 if TYPE_CHECKING:
     from hdraft.drafting.methods.lookahead_branch import LookaheadBranch
 
-TokenIds = Sequence[int] | npt.NDArray[np.integer]
+IdArray = npt.NDArray[np.integer]
+"""Token ids as an array of any integers and shape."""
+
+TokenIds = Sequence[int] | IdArray
 """Token ids of one sequence: a list, or a 1-D integer array."""
 
 UNLIMITED = 2**31 - 1
@@ -45,12 +48,7 @@ class DraftSession(Protocol):
         """Draft at most `budget` nodes, none deeper than `max_depth`: the tokens the request may still emit."""
         ...
 
-    def extend(
-        self,
-        token_ids: TokenIds,
-        ngrams: npt.NDArray[np.integer] | None = None,
-        candidates: npt.NDArray[np.integer] | None = None,
-    ) -> None:
+    def extend(self, token_ids: TokenIds, ngrams: IdArray | None = None, candidates: IdArray | None = None) -> None:
         """Take in the tokens that a step emitted.
 
         Args:

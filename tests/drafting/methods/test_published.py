@@ -217,10 +217,10 @@ def test_retrieves_as_the_plain_implementation_does(
     """`copies` differ further into the text than suffixes are sorted."""
     documents = [*corpus, *(shared + ending for ending in copies), shared]
     array, separator = suffix_array(StatisticsDatabase.from_documents(documents, VOCAB, EOS), VOCAB)
-    found = allocate_retrieval(choices)
+    found = allocate_retrieval(array, separator, VOCAB, choices)
     for context in (shared[:span], documents[0][:span]):
         low, high = find(array, np.array(context, np.int32))
-        n = retrieve(array, separator, VOCAB, low, high, len(context), found)
+        n = retrieve(found, low, high, len(context))
         paths: list[tuple[int, ...]] = []
         for node in range(n):
             parent = found.parents[node]
@@ -236,10 +236,10 @@ def test_retrieves_as_the_plain_implementation_does(
 def test_retrieval_looks_at_so_many_occurrences_only() -> None:
     corpus = [1, 2] * OCCURRENCES + [1, 3] * 9
     array, separator = suffix_array(StatisticsDatabase.from_tokens(corpus, VOCAB, EOS), VOCAB)
-    found = allocate_retrieval(100)
+    found = allocate_retrieval(array, separator, VOCAB, 100)
     low, high = find(array, np.array([1], np.int32))
     assert high - low == OCCURRENCES + 9
-    n = retrieve(array, separator, VOCAB, low, high, 1, found)
+    n = retrieve(found, low, high, 1)
     assert 3 not in found.tokens[:n].tolist()[:1]
     assert found.counts[0] == OCCURRENCES
 

@@ -71,8 +71,7 @@ def drop_oldest(array: SuffixArray, count: int) -> SuffixArray:
     dropped = np.zeros_like(array.starts)
     _count_tokens(array.tokens[:count], dropped)
     tokens = array.tokens[count:].copy()
-    suffixes = np.empty(len(tokens), np.uint32)
-    _keep(array.suffixes, count, suffixes)
+    suffixes = array.suffixes[array.suffixes >= count] - np.uint32(count)
     return SuffixArray(_frozen(tokens), _frozen(suffixes), _frozen(array.starts - dropped))
 
 
@@ -248,13 +247,3 @@ def _precedes(tokens: npt.NDArray[np.unsignedinteger], one: _Int, other: _Int, s
         one += 1
         other += 1
     return False
-
-
-@kernel
-def _keep(suffixes: npt.NDArray[np.uint32], count: _Int, kept: npt.NDArray[np.uint32]) -> None:
-    """Fill `kept` with the suffixes from position `count` on, counted from there."""
-    i = 0
-    for suffix in suffixes:
-        if suffix >= count and i < len(kept):
-            kept[i] = suffix - count
-            i += 1

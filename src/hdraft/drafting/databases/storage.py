@@ -49,6 +49,7 @@ MAX_TOKENS = 2**32 - 1
 
 Kind = Literal["model", "statistics"]
 Array = npt.NDArray[np.unsignedinteger]
+Layout = dict[str, tuple[np.dtype[np.unsignedinteger], tuple[int, ...]]]
 
 REQUIRED = ("tokens", "suffixes", "starts")
 """The arrays that every database has."""
@@ -383,10 +384,8 @@ for a vocabulary of {m.vocab_size:,} ids (tokenizer fingerprint `{m.tokenizer}`)
 """
 
 
-def _layout(
-    vocab_size: int, tokens: int, vocabulary: bool
-) -> dict[str, tuple[np.dtype[np.unsignedinteger], tuple[int, ...]]]:
-    layout: dict[str, tuple[np.dtype[np.unsignedinteger], tuple[int, ...]]] = {
+def _layout(vocab_size: int, tokens: int, vocabulary: bool) -> Layout:
+    layout: Layout = {
         "tokens": (id_dtype(vocab_size), (tokens,)),
         "suffixes": (np.dtype(np.uint32), (tokens,)),
         "starts": (np.dtype(np.uint32), (vocab_size + 2,)),

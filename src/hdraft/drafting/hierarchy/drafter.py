@@ -18,7 +18,7 @@ from hdraft.drafting.databases.frequent import SUFFIX_LENGTH
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.databases.suffixes import SuffixArray
-from hdraft.drafting.drafter import UNLIMITED, TokenIds, check_ids, vocabulary_size
+from hdraft.drafting.drafter import UNLIMITED, IdArray, TokenIds, check_ids, vocabulary_size
 from hdraft.drafting.hierarchy import growth, lookups, matching, mixing
 from hdraft.drafting.hierarchy.budget import BudgetRule
 from hdraft.drafting.hierarchy.experience import Experience
@@ -218,12 +218,7 @@ class HierarchySession:
         tokens, parents, depths = tree.nodes[:, :n]
         return DraftTree(tokens, parents, tree.sources[:n], tree.probabilities[:n], depths)
 
-    def extend(
-        self,
-        token_ids: TokenIds,
-        ngrams: npt.NDArray[np.integer] | None = None,
-        candidates: npt.NDArray[np.integer] | None = None,
-    ) -> None:
+    def extend(self, token_ids: TokenIds, ngrams: IdArray | None = None, candidates: IdArray | None = None) -> None:
         """Take in the tokens that a step emitted. `ngrams` and `candidates` are no sources of this drafter: unused."""
         ids = check_ids(token_ids, self._drafter.vocab_size)
         if self._rule is not None:

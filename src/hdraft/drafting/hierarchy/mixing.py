@@ -235,12 +235,11 @@ def _interpolate(
     mixture.slot[:] = 0
     mixture.rest[_UNLIKELY] = 0.0
     mixture.longest[:] = 0
-    for tier in range(TIERS):
-        mixture.shortest[tier] = matches.longest[row, tier] + 1
     mixture.occurred[:] = 0
     mixture.seen[:] = 0
     longest = 0
     for tier in range(TIERS):
+        mixture.shortest[tier] = matches.longest[row, tier] + 1
         longest = max(longest, matches.longest[row, tier])
     for length in range(longest, 0, -1):
         if left < least:

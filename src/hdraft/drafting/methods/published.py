@@ -26,19 +26,11 @@ import numpy.typing as npt
 
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.statistics import StatisticsDatabase
-from hdraft.drafting.databases.suffixes import SuffixArray
-from hdraft.drafting.drafter import UNLIMITED, TokenIds, check_ids
+from hdraft.drafting.drafter import UNLIMITED, IdArray, TokenIds, check_ids
 from hdraft.drafting.kernel import kernel
 from hdraft.drafting.methods.lookahead_branch import LookaheadBranch, check_branch
 from hdraft.drafting.methods.ngrams import NgramTable, allocate_table, file_ngrams, file_text, table_of_outputs
-from hdraft.drafting.methods.retrieval import (
-    CONTINUATION,
-    Retrieval,
-    allocate_retrieval,
-    find,
-    retrieve,
-    suffix_array,
-)
+from hdraft.drafting.methods.retrieval import CONTINUATION, Retrieval, allocate_retrieval, find, retrieve, suffix_array
 from hdraft.drafting.tree import DraftTree, Source
 
 LETTERS = {"W": Source.CONTEXT, "S": Source.MODEL, "L": Source.STATISTICS}
@@ -122,7 +114,7 @@ class PublishedSession:
     def __init__(self, drafter: PublishedDrafter, prompt_ids: TokenIds) -> None:
         self._drafter = drafter
         self._context = allocate_table(drafter.vocab_size, drafter.ngram_size, drafter.guess)
-        self._found = allocate_retrieval(CHOICES)
+        self._found = allocate_retrieval(drafter.statistics, drafter.separator, drafter.vocab_size, CHOICES)
         self._retrieved = np.empty((drafter.max_sequences, drafter.ngram_size - 1), np.int32)
         self._recent = np.empty(0, np.int32)
         self.extend(prompt_ids)
@@ -142,8 +134,6 @@ class PublishedSession:
             drafter.order,
             self._context,
             drafter.model,
-            drafter.statistics,
-            drafter.separator,
             self._recent,
             drafter.previous_tokens,
             max_depth,
@@ -153,12 +143,7 @@ class PublishedSession:
         )
         return DraftTree(tokens[:n], parents[:n], nodes.sources[:n], depths=depths[:n])
 
-    def extend(
-        self,
-        token_ids: TokenIds,
-        ngrams: npt.NDArray[np.integer] | None = None,
-        candidates: npt.NDArray[np.integer] | None = None,
-    ) -> None:
+    def extend(self, token_ids: TokenIds, ngrams: IdArray | None = None, candidates: IdArray | None = None) -> None:
         """File the lookahead branch's n-grams, then those that end in the accepted tokens.
 
         Raises:
@@ -194,8 +179,6 @@ def _draft(
     order: npt.NDArray[np.uint8],
     context: NgramTable,
     model: NgramTable,
-    statistics: SuffixArray,
-    separator: int,
     recent: npt.NDArray[np.int32],
     previous_tokens: int,
     max_depth: int,
@@ -213,8 +196,8 @@ def _draft(
             sequences, available = model.sequences[last], int(model.sizes[last])
         elif slots > 0:
             query = recent[-previous_tokens:]
-            low, high = find(statistics, query)
-            n = retrieve(statistics, separator, len(context.sizes), low, high, len(query), found)
+            low, high = find(found.array, query)
+            n = retrieve(found, low, high, len(query))
             sequences, available = retrieved, _longest(found, n, retrieved)
         else:
             break

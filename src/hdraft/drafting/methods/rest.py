@@ -7,17 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hdraft.drafting.databases.statistics import StatisticsDatabase
-from hdraft.drafting.databases.suffixes import SuffixArray
-from hdraft.drafting.drafter import UNLIMITED, TokenIds, check_ids
+from hdraft.drafting.drafter import UNLIMITED, IdArray, TokenIds, check_ids
 from hdraft.drafting.kernel import kernel
-from hdraft.drafting.methods.retrieval import (
-    CONTINUATION,
-    Retrieval,
-    allocate_retrieval,
-    find,
-    retrieve,
-    suffix_array,
-)
+from hdraft.drafting.methods.retrieval import CONTINUATION, Retrieval, allocate_retrieval, find, retrieve, suffix_array
 from hdraft.drafting.tree import DraftTree, Source
 
 
@@ -62,7 +54,7 @@ class RestSession:
 
     def __init__(self, drafter: RestDrafter, prompt_ids: TokenIds) -> None:
         self._drafter = drafter
-        self._found = allocate_retrieval(drafter.choices)
+        self._found = allocate_retrieval(drafter.statistics, drafter.separator, drafter.vocab_size, drafter.choices)
         self._recent = np.empty(0, np.int32)
         self.extend(prompt_ids)
 
@@ -72,27 +64,11 @@ class RestSession:
         room = min(budget, drafter.choices)
         if room < 1 or max_depth < 1 or not len(self._recent):
             return DraftTree.empty()
-        tokens, parents, depths = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.int32)
-        n = _draft(
-            drafter.statistics,
-            drafter.separator,
-            drafter.vocab_size,
-            self._recent,
-            drafter.min_span,
-            max_depth,
-            self._found,
-            tokens,
-            parents,
-            depths,
-        )
+        tokens, parents, depths = np.empty((3, room), np.int32)
+        n = _draft(self._recent, drafter.min_span, max_depth, self._found, tokens, parents, depths)
         return DraftTree(tokens[:n], parents[:n], np.full(n, Source.STATISTICS, np.uint8), depths=depths[:n])
 
-    def extend(
-        self,
-        token_ids: TokenIds,
-        ngrams: npt.NDArray[np.integer] | None = None,
-        candidates: npt.NDArray[np.integer] | None = None,
-    ) -> None:
+    def extend(self, token_ids: TokenIds, ngrams: IdArray | None = None, candidates: IdArray | None = None) -> None:
         """Append the tokens to the text; raises ValueError where one is outside the vocabulary."""
         ids = check_ids(token_ids, self._drafter.vocab_size)
         self._recent = np.concatenate((self._recent, ids))[-self._drafter.max_span :]
@@ -103,9 +79,6 @@ class RestSession:
 
 @kernel
 def _draft(
-    array: SuffixArray,
-    separator: int,
-    vocab_size: int,
     recent: npt.NDArray[np.int32],
     min_span: int,
     max_depth: int,
@@ -117,11 +90,11 @@ def _draft(
     """Fill the last three with REST's tree; returns its size."""
     length, low, high = 0, 0, 0
     for span in range(min(min_span, len(recent)), len(recent) + 1):
-        begin, end = find(array, recent[len(recent) - span :])
+        begin, end = find(found.array, recent[len(recent) - span :])
         if begin == end:
             break
         length, low, high = span, begin, end
-    n = retrieve(array, separator, vocab_size, low, high, length, found)
+    n = retrieve(found, low, high, length)
     _cut(found, n)
     size = 0
     for node in range(n):

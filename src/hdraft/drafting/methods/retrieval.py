@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hdraft.drafting.databases.sorting import build
 from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.databases.suffixes import SuffixArray, narrow, occurrences
 from hdraft.drafting.kernel import kernel
@@ -25,6 +24,8 @@ class Retrieval(NamedTuple):
     """A trie of what most often followed a context, the most frequent first, and what it takes to find it.
 
     Attributes:
+        array, separator: D_s and what ends its documents.
+        vocab_size: the target's; ids at or above it are left out.
         tokens, parents, depths: int32[choices], as in `DraftTree`.
         counts: int32[choices], how many of the context's occurrences go on like this, …
         begins: int32[choices], … and where these begin in the scratch below.
@@ -32,6 +33,9 @@ class Retrieval(NamedTuple):
         positions, following: int64[OCCURRENCES].
     """
 
+    array: SuffixArray
+    separator: int
+    vocab_size: int
     tokens: npt.NDArray[np.int32]
     parents: npt.NDArray[np.int32]
     depths: npt.NDArray[np.int32]
@@ -49,23 +53,17 @@ def suffix_array(database: StatisticsDatabase | None, vocab_size: int) -> tuple[
         ValueError: D_s has ids that the target has not.
     """
     if database is None:
-        return build(np.empty(0, np.uint16 if vocab_size < 2**16 else np.uint32), vocab_size, vocab_size), vocab_size
+        database = StatisticsDatabase(vocab_size)
     database.check_fits(vocab_size)
     return database.array, database.separator
 
 
-def allocate_retrieval(choices: int) -> Retrieval:
-    """Room to retrieve at most `choices` continuations."""
-    return Retrieval(
-        tokens=np.empty(choices, np.int32),
-        parents=np.empty(choices, np.int32),
-        depths=np.empty(choices, np.int32),
-        counts=np.empty(choices, np.int32),
-        begins=np.empty(choices, np.int32),
-        marks=np.empty(choices, np.int32),
-        positions=np.empty(OCCURRENCES, np.int64),
-        following=np.empty(OCCURRENCES, np.int64),
-    )
+def allocate_retrieval(array: SuffixArray, separator: int, vocab_size: int, choices: int) -> Retrieval:
+    """Room to retrieve at most `choices` continuations from D_s."""
+    tokens, parents, depths, counts, begins, marks = np.empty((6, choices), np.int32)
+    positions, following = np.empty((2, OCCURRENCES), np.int64)
+    trie = tokens, parents, depths, counts, begins, marks
+    return Retrieval(array, separator, vocab_size, *trie, positions, following)
 
 
 @kernel
@@ -79,9 +77,7 @@ def find(array: SuffixArray, context: npt.NDArray[np.int32]) -> tuple[int, int]:
 
 
 @kernel
-def retrieve(
-    array: SuffixArray, separator: int, vocab_size: int, low: int, high: int, length: int, found: Retrieval
-) -> int:
+def retrieve(found: Retrieval, low: int, high: int, length: int) -> int:
     """Find what most often followed the context of `length` tokens that begins the texts at ranks [low, high).
 
     REST's retrieval: of all that followed its first `OCCURRENCES` occurrences, up to `CONTINUATION` tokens long, and
@@ -94,16 +90,16 @@ def retrieve(
     # Nodes up to `node` are settled; behind it wait those that its occurrences, [begin, end), can still displace.
     size, node, depth, begin, end = 0, -1, 0, 0, min(high - low, OCCURRENCES)
     for i in range(end):
-        found.positions[i] = np.int64(array.suffixes[low + i]) + length
+        found.positions[i] = np.int64(found.array.suffixes[low + i]) + length
     while size < choices or found.counts[size - 1] < end - begin:
         if depth < CONTINUATION:
             following = found.following[begin:end]
-            _read_following(array, separator, found.positions[begin:end], depth, following)
+            _read_following(found, found.positions[begin:end], depth, following)
             first = 0
             for i in range(1, end - begin + 1):
                 if i == end - begin or following[i] != following[first]:
                     token = following[first]
-                    if token != separator and token < vocab_size:
+                    if token != found.separator and token < found.vocab_size:
                         size = _insert(found, size, node, token, depth + 1, i - first, begin + first)
                     first = i
         node += 1
@@ -140,17 +136,13 @@ def _insert(found: Retrieval, size: int, parent: int, token: int, depth: int, co
 
 @kernel
 def _read_following(
-    array: SuffixArray,
-    separator: int,
-    positions: npt.NDArray[np.int64],
-    offset: int,
-    following: npt.NDArray[np.int64],
+    found: Retrieval, positions: npt.NDArray[np.int64], offset: int, following: npt.NDArray[np.int64]
 ) -> None:
     """Fill `following` with the tokens `offset` past `positions`, both sorted by it, which deep suffixes are not."""
-    ordered = True
+    tokens, ordered = found.array.tokens, True
     for i in range(len(positions)):
         position = positions[i] + offset
-        following[i] = array.tokens[position] if position < len(array.tokens) else separator
+        following[i] = tokens[position] if position < len(tokens) else found.separator
         ordered &= i == 0 or following[i - 1] <= following[i]
     if not ordered:
         _sort(following, positions)
