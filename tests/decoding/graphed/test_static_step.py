@@ -239,10 +239,10 @@ def test_compiled_steps(name, monkeypatch):
 def test_many_models_are_compiled_in_one_process(monkeypatch):
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda forward, **options: compiler(forward, fullgraph=True, backend="eager"))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     models = [copy.deepcopy(build(name)) for name in ("llama", "qwen2", "gemma")]
-    for model in models:
-        generate(model, prompt(), max_new_tokens=4, step="compiled")
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for model in models:
+            generate(model, prompt(), max_new_tokens=4, step="compiled")
     assert {idle(model).kind for model in models} == {"compiled"}
     gone = weakref.ref(models.pop())
     del model
