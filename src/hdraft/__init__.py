@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hdraft.decoding import (
+        GenerationStats,
         Statistics,
         StreamedToken,
         UnsupportedError,
@@ -31,6 +32,7 @@ _MODULES = {
     "DraftSession": "hdraft.drafting",
     "DraftTree": "hdraft.drafting",
     "Drafter": "hdraft.drafting",
+    "GenerationStats": "hdraft.decoding",
     "HierarchyDrafter": "hdraft.drafting.hierarchy.drafter",
     "LookaheadDrafter": "hdraft.drafting.methods.baselines",
     "ModelDatabase": "hdraft.drafting.databases.model",
@@ -53,6 +55,7 @@ __all__ = [
     "DraftSession",
     "DraftTree",
     "Drafter",
+    "GenerationStats",
     "HierarchyDrafter",
     "LookaheadDrafter",
     "ModelDatabase",

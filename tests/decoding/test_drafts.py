@@ -15,7 +15,7 @@ from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.drafting.methods.baselines import LookaheadDrafter, PromptLookupDrafter
 from hdraft.drafting.methods.published import PublishedDrafter
 
-LOG = "hdraft.decoding.drafts"
+LOG = "hdraft.decoding"
 
 
 def prompt(length=PROMPT):

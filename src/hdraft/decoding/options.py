@@ -5,7 +5,7 @@
 
 import re
 from collections.abc import Mapping, Set
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -94,6 +94,13 @@ REFUSED_ARGUMENTS: Mapping[str, str] = {
 BATCH = "hdraft decodes one sequence, not a batch of {}: call it once for each"
 
 
+class UserArguments(NamedTuple):
+    """What the user gave to `hdraft.generate`, which `model.generate` does not tell us."""
+
+    names: Set[str]
+    cache: GrowingCache | None
+
+
 def check_arguments(input_ids: Tensor | None, arguments: Mapping[str, Any]) -> tuple[Tensor | None, dict[str, Any]]:
     """The prompt, and the arguments that `generate` is to see.
 
@@ -119,8 +126,8 @@ def check_arguments(input_ids: Tensor | None, arguments: Mapping[str, Any]) -> t
     return prompt, arguments
 
 
-def take_cache(arguments: dict[str, Any]) -> GrowingCache | None:
-    """Take the cache to go on from out of the caller's arguments, by the name of any version.
+def pop_cache(arguments: dict[str, Any]) -> GrowingCache | None:
+    """Take the cache to go on from out of the user's arguments, by its name in any version of transformers.
 
     Raises:
         UnsupportedError: it is not hdraft's own.
@@ -176,27 +183,31 @@ def check_model_arguments(arguments: Mapping[str, Any]) -> None:
 
 
 def sort_prepared(
-    model: PreTrainedModel, arguments: Mapping[str, Any], given: Set[str] | None
+    model: PreTrainedModel, arguments: Mapping[str, Any], user: UserArguments | None
 ) -> tuple[Cache | None, dict[str, Any]]:
-    """The cache among the arguments that `generate` hands on, by whatever name, and what the model is to be given.
+    """Sort the arguments that `generate` hands on for the model's forward.
 
     Args:
         model: the target.
-        arguments: for the model's forward.
-        given: those that the caller gave. None if it is not known: all that this version's signatures do not have.
+        arguments: by name.
+        user: what the user gave. None if that is not known: then an argument that this version's signatures do not
+            have is the user's.
+
+    Returns:
+        The cache to go on from, the user's if that is known; and what every forward pass is to be given.
 
     Raises:
         UnsupportedError: an argument that cannot be honoured; its message names it, the reason and the way out.
     """
-    if given is None:
-        given = arguments.keys() - generate_arguments()
-    cache, extras = None, dict[str, Any]()
+    asked = arguments.keys() - generate_arguments() if user is None else user.names
+    cache: Cache | None = None if user is None else user.cache
+    extras = dict[str, Any]()
     for name, value in arguments.items():
         if isinstance(value, Cache):
-            cache = value
+            cache = value if user is None else cache  # `generate` makes one of its own
         elif _is_empty(value) or name in _DECIDED:
             pass
-        elif INPUTS.search(name) or _has_types(name, value) or (name in given and name not in FOR_MODEL):
+        elif INPUTS.search(name) or _has_types(name, value) or (name in asked and name not in FOR_MODEL):
             raise _not_token_ids(name)
         elif name in TOKEN_TYPES:
             if name == "token_type_ids" and takes(model, name):
@@ -257,7 +268,7 @@ def check_prepared(
         raise UnsupportedError(f"{type(model).__name__} takes no attention_mask: leave it out, or use model.generate")
     if cache is None or not cache.get_seq_length():  # an empty one is `generate`'s
         return None
-    own = take_cache({"past_key_values": cache})
+    own = pop_cache({"past_key_values": cache})
     if options.prefill_chunk_size is not None and any(limit.switch for limit in rope_limits(config)):
         raise UnsupportedError(
             "prefill_chunk_size with a cache to go on from is not supported with longrope scaling, as generate may"
