@@ -46,7 +46,7 @@ def warm_up(drafter: Drafter) -> None:
         if drafter in _warm:
             return
         _warm.add(drafter)
-    with suppress(Exception):  # what fails here fails in the request too, where it is said
+    with suppress(Exception):  # what fails here fails in the request too, and is logged there
         session = drafter.session([0] * 16)
         for _ in range(2):
             tree = session.propose(4, 4)

@@ -1,4 +1,4 @@
-"""What a step costs over n draft tokens: measured once for a process and a model, then frozen."""
+"""The seconds of a step over n draft tokens: measured once for each model in a process, then frozen."""
 
 from time import perf_counter
 from weakref import WeakKeyDictionary

@@ -1,4 +1,4 @@
-"""A drafter at work for one request: whatever fails in it costs speed, and no text."""
+"""The drafter of one request, guarded: a failure in it costs speed, and never text."""
 
 import logging
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ class Drafts:
         return 0 if self._branch is None else len(self._branch.rows[-1])
 
     def extend(self, tokens: list[int], predicted: list[int] | None = None) -> None:
-        """Take in what a step emitted.
+        """Take in the tokens that a step emitted.
 
         The drafter is given the tokens before the first that it cannot hold, as an end-of-sequence id may be that the
         model has no embedding for, and drafts no more behind that.

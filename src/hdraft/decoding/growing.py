@@ -32,14 +32,7 @@ class GrowingStepper:
     def __init__(
         self, model: PreTrainedModel, cache: GrowingCache, device: torch.device, extras: Mapping[str, Any]
     ) -> None:
-        """Prepare for a sequence.
-
-        Args:
-            model: the target.
-            cache: holds the sequence.
-            device: where the model takes its inputs.
-            extras: what else every pass is given; an integer stands for a tensor of one for each token.
-        """
+        """Of the sequence in `cache`, whose inputs go to `device`; for `extras` see `Target`."""
         self.model = model
         self.cache = cache
         self.device = device
@@ -58,13 +51,9 @@ class GrowingStepper:
         positions: npt.NDArray[np.int64],
         mask: Tensor | dict[str, Tensor] | None,
     ) -> None:
-        """Make the inputs of a pass over int64[m] tokens of text and a tree of n nodes, for `run`.
+        """Make the inputs of a pass over int64[m] tokens of text and a tree of n nodes behind it, for `run`.
 
-        Args:
-            text: follows the cached tokens.
-            tree: follows the text.
-            positions: int64[m + n].
-            mask: as the model takes it; None where its own will do.
+        Positions are int64[m + n]; the mask is as the model takes it, or None where the model's own will do.
         """
         ids = self._to_device(np.concatenate((text, tree.tokens), dtype=np.int64))
         self._inputs = {"input_ids": ids, self._cache_name: self.cache}

@@ -1,4 +1,4 @@
-"""What each argument and option of `model.generate` comes to here: honoured, without effect, or refused by name.
+"""Every argument and option of `model.generate` is honoured, without effect, or refused by name: which is which.
 
 `docs/generate.md` shows the same as a table; a test fails when transformers adds an option that is not classified.
 """
@@ -71,10 +71,10 @@ ONLY_HOW = _names(
     "prompt_lookup_num_tokens assistant_early_exit use_mtp is_assistant cache_implementation output_attentions",
     "output_hidden_states",
 )
-"""Refused options that change no token: ignored where they come with the model, and nobody asked for them."""
+"""Refused options that change no token: ignored where they come with the model and the user did not ask for them."""
 
 FOR_MODEL = _names("attention_mask position_ids logits_to_keep use_cache token_type_ids mm_token_type_ids", *CACHE)
-"""Arguments of a model's forward that a caller may give; any other is refused."""
+"""Arguments of a model's forward that the user may give; any other is refused."""
 
 INPUTS = re.compile(r"embeds|encoder|decoder|cross|pixel|image|video|audio|input_features|input_values|labels")
 """Arguments beside the token ids that a model's answer depends on: refused, also where `generate` has made them."""
@@ -95,7 +95,7 @@ BATCH = "hdraft decodes one sequence, not a batch of {}: call it once for each"
 
 
 class UserArguments(NamedTuple):
-    """What the user gave to `hdraft.generate`, which `model.generate` does not tell us."""
+    """The arguments that the user gave to `hdraft.generate`: `model.generate` does not tell them from its own."""
 
     names: Set[str]
     cache: GrowingCache | None
@@ -150,8 +150,8 @@ def check_options(options: Mapping[str, Any], of_model: Mapping[str, Any]) -> di
     """Refuse options that cannot be honoured.
 
     Args:
-        options: all options, those that nobody has set too.
-        of_model: the options that come with the model, which the caller did not ask for.
+        options: all options, whether or not they are set.
+        of_model: the options that come with the model, which the user did not ask for.
 
     Returns:
         The options to leave unset, as they come with the model, are not for hdraft and change no token.
@@ -172,7 +172,7 @@ def check_options(options: Mapping[str, Any], of_model: Mapping[str, Any]) -> di
 
 
 def check_model_arguments(arguments: Mapping[str, Any]) -> None:
-    """Refuse what a caller wants to go to the model beside the token ids.
+    """Refuse arguments that the user wants to go to the model beside the token ids.
 
     Raises:
         UnsupportedError: its message names the argument, the reason and the way out.
@@ -204,7 +204,7 @@ def sort_prepared(
     extras = dict[str, Any]()
     for name, value in arguments.items():
         if isinstance(value, Cache):
-            cache = value if user is None else cache  # `generate` makes one of its own
+            cache = value if user is None else cache  # `generate` may have made one
         elif _is_empty(value) or name in _DECIDED:
             pass
         elif INPUTS.search(name) or _has_types(name, value) or (name in asked and name not in FOR_MODEL):
@@ -244,7 +244,7 @@ def check_prepared(
     attention_mask: Tensor | None,
     options: GenerationConfig,
 ) -> GrowingCache | None:
-    """Refuse what shows only after `generate` has prepared it.
+    """Refuse batches, masks and caches that cannot be honoured, once `generate` has prepared them.
 
     Returns:
         The cache to go on from, if it holds anything.

@@ -1,4 +1,4 @@
-"""What a request asks of hdraft: the arguments of `generate`, `stream` and `custom_generate` that are its own."""
+"""The arguments of `generate`, `stream` and `custom_generate` that are hdraft's own, in one object."""
 
 from dataclasses import dataclass
 from typing import get_args

@@ -1,4 +1,4 @@
-"""The target model at work on one sequence: which tokens it has read, what a pass is told of their places, its limits.
+"""The target model at work on one sequence: the tokens it has read, the positions and masks of a pass, its limits.
 
 How a pass is run is the business of two steppers, of which one holds the sequence at any time: `GrowingStepper` reads
 the prompt, and takes steps of any size; `StaticStepper` takes steps that are the same program every time.
@@ -48,12 +48,12 @@ class Target:
         ranks: the processes that run the model.
         chains_only: whether the model makes its own masks, so that every draft is a single path.
         max_length: the most tokens that the sequence may have.
-        cache: the keys and values of the tokens verified so far, but while a static step holds them.
+        cache: the keys and values of the tokens verified so far, unless a static stepper holds them.
         length: how many those are.
         mixes_frequencies: whether cached keys are rotated by frequencies of several lengths of the text.
-        growing: the stepper of the prompt, and of dynamic steps.
-        static: the way to static steps; None where steps are dynamic.
-        stepper: what ran the last pass, and holds the sequence.
+        growing: runs the prompt's passes and dynamic steps.
+        static: where static steps are taken; None where steps are dynamic.
+        stepper: ran the last pass, and holds the sequence.
         inputs_ready: when the inputs of the last pass were ready, as `perf_counter` tells it.
         seconds_preparing: what the last pass spent on compiling and capturing.
     """
@@ -149,7 +149,7 @@ class Target:
             self.static.close(self.length, keep=sequence is not None)
 
     def _obstacle(self) -> str | None:
-        """What keeps a step of this sequence from being the same program every time."""
+        """The reason why steps of this sequence cannot be the same program every time; None where they can."""
         if self.chains_only:
             return "the model makes its own masks"
         if self.growing.extras:
@@ -236,12 +236,12 @@ class Target:
         self.length += len(path)
 
     def forget(self, length: int) -> None:
-        """Forget all tokens after the first `length`, a step's."""
+        """Forget all tokens after the first `length`, all of them of the last step."""
         self.length = length
         self.keep([])
 
     def _static_stepper(self, rows: int) -> StaticStepper | None:
-        """What runs a static step of so many rows, with the sequence in it; None where the step has to grow."""
+        """The stepper of a static step of so many rows, with the sequence in it; None where the step has to grow."""
         if (static := self.static) is not None and not static.fits(self.length, rows):
             static.leave(self.length)
             if (obstacle := self._obstacle() or static.enter(self.length, rows)) is not None:

@@ -1,5 +1,7 @@
 """How a sequence gets into the buffers of static steps, outgrows them, and gets out again."""
 
+from dataclasses import dataclass
+
 import torch
 from transformers import PreTrainedModel
 
@@ -11,43 +13,27 @@ AHEAD = 4096
 """Tokens that memory is taken for at first, of a sequence that may become longer."""
 
 
+@dataclass
 class StaticSequence:
-    """A sequence that takes static steps; between them and before the first it is in its growing cache.
+    """A sequence that takes static steps; before the first and after the last it is in its growing cache.
 
     Attributes:
-        kind: how its steps are to be run.
-        stepper: what runs them, and holds the sequence meanwhile.
+        model, cache, spans: the target, the growing cache, and how far back layers look, see `layer_spans`.
+        kind: how steps are to be run; not "dynamic".
+        budget: the most nodes of a tree.
+        max_length: the most tokens that the sequence may have.
+        padding: tokens that it begins with and no token looks at.
+        stepper: runs its steps, and holds the sequence meanwhile.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        cache: GrowingCache,
-        spans: dict[str, Span] | Span,
-        kind: StepKind,
-        budget: int,
-        max_length: int,
-        padding: int,
-    ) -> None:
-        """Prepare for a sequence.
-
-        Args:
-            model: the target.
-            cache: holds the sequence before its first static step, and after its last.
-            spans: how far back layers look, see `layer_spans`.
-            kind: not "dynamic".
-            budget: the most nodes of a tree.
-            max_length: the most tokens that the sequence may have.
-            padding: tokens that it begins with and no token looks at.
-        """
-        self.model = model
-        self.cache = cache
-        self.spans = spans
-        self.kind = kind
-        self.budget = budget
-        self.max_length = max_length
-        self.padding = padding
-        self.stepper: StaticStepper | None = None
+    model: PreTrainedModel
+    cache: GrowingCache
+    spans: dict[str, Span] | Span
+    kind: StepKind
+    budget: int
+    max_length: int
+    padding: int
+    stepper: StaticStepper | None = None
 
     def fits(self, length: int, rows: int) -> bool:
         """Whether a step of so many rows behind `length` tokens can be taken where the sequence is."""

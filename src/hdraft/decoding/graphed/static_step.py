@@ -39,8 +39,8 @@ from hdraft.decoding.models.support import embedding_weight, tolerance
 from hdraft.drafting.tree import DraftTree
 
 StepKind = Literal["compiled", "captured", "static", "dynamic"]
-"""How a decoding step is run, each what is left where the one before cannot be had: a static step compiled by torch and
-captured as a CUDA graph; captured alone; run operation by operation; and a step whose cache and inputs grow."""
+"""How a decoding step is run: a static step compiled by torch and captured as a CUDA graph; captured alone; run one
+operation after the other; or a step whose cache and inputs grow. Where one does not work, the next is taken."""
 
 ROWS = (1, 4, 8, 16, 32, 64)
 """The numbers of rows that a step is padded to; those beyond are multiples of 16."""
@@ -49,7 +49,7 @@ PROGRAMS = 128
 """The most programs, and graphs, kept for a sequence; of more, the one not used for longest is dropped."""
 
 TOKENS, BUDGET = 2048, 64
-"""What buffers are made for at least: tokens of a sequence, and draft tokens of a step. Others mean other graphs."""
+"""Buffers are made for at least so many tokens of a sequence, and draft tokens of a step: larger ones, new graphs."""
 
 _TORCH = "2.13"  # before, a capture that fails may leave torch's random numbers in disorder
 
@@ -57,9 +57,10 @@ _IMPOSSIBLE = -1e4  # logits below are those of tokens that the model rules out
 
 
 def default_step(model: PreTrainedModel) -> StepKind:
-    """How steps are run unless it is said: captured on a GPU, where small kernels cost; elsewhere they grow.
+    """How steps are run by default: "captured" on a GPU, where launching small kernels costs; elsewhere "dynamic".
 
-    Compiled ones are faster still, but nobody should wait for minutes before the first token who did not ask for it.
+    Compiled steps are faster still, but compiling takes minutes, for which the user should have asked. A model that the
+    user has compiled takes "static" ones, which have few shapes.
     """
     if model.device.type == "cuda" and torch.__version__ >= _TORCH:
         return "captured"
@@ -72,7 +73,7 @@ def padded(rows: int) -> int:
 
 
 class Inputs(NamedTuple):
-    """What changes from step to step: views of one buffer, so that one copy takes all of it to the device."""
+    """The inputs that change from step to step: views of one buffer, which one copy takes to the device."""
 
     buffer: Any
     length: Any  # int64[1], tokens before the step
