@@ -18,7 +18,8 @@ from transformers import LogitsProcessor, PreTrainedModel
 from hdraft.decoding.graphed.static_step import StepKind, default_step
 from hdraft.decoding.loop import draft_and_verify
 from hdraft.decoding.models.probe import draft_shape
-from hdraft.decoding.stats import Statistics
+from hdraft.decoding.request import DecodingRequest
+from hdraft.decoding.stats import GenerationStats
 from hdraft.decoding.target import LONG_TEXT, Target
 from hdraft.decoding.verification import Argmax
 from hdraft.drafting import Drafter, DraftSession, DraftTree
@@ -28,7 +29,7 @@ from hdraft.evaluation.traces import Request
 Seconds = npt.NDArray[np.float64]
 
 PARTS = ("drafting", "inputs", "model", "verification", "cache")
-"""The parts of a step's time, named as in `Statistics`. On a GPU, `cache` only asks for the move, which
+"""The parts of a step's time, named as in `GenerationStats`. On a GPU, `cache` only asks for the move, which
 falls into the next step's `model`."""
 
 
@@ -83,19 +84,19 @@ def time_decoding(
     """
     choice = Recorded(_prompt(model, request), request.output_ids)
     length = len(request.prompt_ids) + len(request.output_ids)
-    statistics = Statistics()
+    statistics = GenerationStats()
     drafted, marks, parts = [0], [_now(model)], [_parts(statistics)]
     emitted: list[int] = []
     kind: StepKind = "dynamic"
     step = default_step(model) if step is None else step
     target = Target(model, draft_shape(model), step=step, budget=budget, max_length=length)
-    steps = draft_and_verify(target, choice, drafter, budget, costs, length, None, None, statistics, keep_cache=False)
-    for each in steps:
+    asked = DecodingRequest(drafter, budget, costs, step, statistics)
+    for each in draft_and_verify(target, choice, asked):
         marks.append(perf_counter())
         parts.append(_parts(statistics))
         drafted.append(statistics.drafted)
         emitted.append(len(each.tokens))
-        kind = "dynamic" if target.static is None else target.static.kind
+        kind = target.stepper.kind
     marks[-1], parts[-1] = _now(model), _parts(statistics)
     assert choice.tokens == choice.recorded
     return Timing(np.array(emitted), np.diff(drafted), np.diff(marks), np.diff(parts, axis=0), kind)
@@ -223,5 +224,5 @@ def _now(model: PreTrainedModel) -> float:
     return perf_counter()
 
 
-def _parts(statistics: Statistics) -> list[float]:
+def _parts(statistics: GenerationStats) -> list[float]:
     return [getattr(statistics, f"seconds_{part}") for part in PARTS]

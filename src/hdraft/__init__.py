@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hdraft.decoding import (
+        GenerationStats,
         Statistics,
         StreamedToken,
         UnsupportedError,
@@ -30,6 +31,7 @@ _MODULES = {
     "DraftSession": "hdraft.drafting",
     "DraftTree": "hdraft.drafting",
     "Drafter": "hdraft.drafting",
+    "GenerationStats": "hdraft.decoding",
     "HierarchyDrafter": "hdraft.drafting.hierarchy.drafter",
     "LookaheadDrafter": "hdraft.drafting.methods",
     "ModelDatabase": "hdraft.drafting.databases.model",
@@ -52,6 +54,7 @@ __all__ = [
     "DraftSession",
     "DraftTree",
     "Drafter",
+    "GenerationStats",
     "HierarchyDrafter",
     "LookaheadDrafter",
     "ModelDatabase",

@@ -109,7 +109,7 @@ def test_a_drafter_is_warmed_up_once_and_only_where_a_clock_runs(clock):
 
 def test_programs_of_static_steps_are_made_on_no_clock(clock, monkeypatch):
     model = build("llama")
-    monkeypatch.setattr(static.StaticStep, "_program", clock(static.StaticStep._program))
+    monkeypatch.setattr(static.StaticStepper, "_program", clock(static.StaticStepper._program))
     expected = model.generate(prompt(), max_new_tokens=NEW)
     drafter = HierarchyDrafter(VOCABULARY)
     options = {"max_new_tokens": NEW, "max_time": 2.0, "step": "static", "costs": np.ones(65)}

@@ -14,7 +14,7 @@ from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.drafting.methods import LookaheadDrafter, PromptLookupDrafter, PublishedDrafter
 
-LOG = "hdraft.decoding.drafts"
+LOG = "hdraft.decoding"
 
 
 def prompt(length=PROMPT):

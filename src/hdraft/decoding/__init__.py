@@ -5,10 +5,11 @@ from hdraft.decoding.costs import measure_costs
 from hdraft.decoding.generate import custom_generate, generate
 from hdraft.decoding.graphed.static_step import StepKind
 from hdraft.decoding.models.support import UnsupportedError
-from hdraft.decoding.stats import Statistics
+from hdraft.decoding.stats import GenerationStats, Statistics
 from hdraft.decoding.stream import StreamedToken, stream
 
 __all__ = [
+    "GenerationStats",
     "GrowingCache",
     "Statistics",
     "StepKind",

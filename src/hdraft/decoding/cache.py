@@ -151,6 +151,27 @@ class UnknownLayerError(LookupError):
     """A layer keeps more than keys and values; the argument is the name of its cache's class."""
 
 
+def check_layers(config: PretrainedConfig) -> None:
+    """Refuse a model whose layers keep more than keys and values.
+
+    Raises:
+        UnknownLayerError: a layer keeps a recurrent, convolutional or indexed state, which can be neither dropped nor
+            moved.
+    """
+    for layer in DynamicCache(config=config).layers:
+        _growing(layer)
+
+
+def _growing(layer: Any) -> Any:
+    if type(layer) is DynamicLayer:
+        return GrowingLayer()
+    if type(layer) is DynamicSlidingWindowLayer:
+        return GrowingLayer(layer.sliding_window)
+    if type(layer).__name__ == "DummyLayer":  # of a layer that reads another's cache
+        return layer
+    raise UnknownLayerError(type(layer).__name__)
+
+
 class GrowingCache(Cache):
     """A `GrowingLayer` in the place of each layer of transformers' `DynamicCache`; for one sequence.
 
@@ -160,22 +181,11 @@ class GrowingCache(Cache):
         model: which model with which weights the keys and values are from.
 
     Raises:
-        UnknownLayerError: a layer keeps a recurrent, convolutional or indexed state, which can be neither dropped nor
-            moved.
+        UnknownLayerError: see `check_layers`.
     """
 
     def __init__(self, config: PretrainedConfig) -> None:
-        layers: list[Any] = []
-        for layer in DynamicCache(config=config).layers:
-            if type(layer) is DynamicLayer:
-                layers.append(GrowingLayer())
-            elif type(layer) is DynamicSlidingWindowLayer:
-                layers.append(GrowingLayer(layer.sliding_window))
-            elif type(layer).__name__ == "DummyLayer":  # of a layer that reads another's cache
-                layers.append(layer)
-            else:
-                raise UnknownLayerError(type(layer).__name__)
-        super().__init__(layers=layers)
+        super().__init__(layers=[_growing(layer) for layer in DynamicCache(config=config).layers])
         self.tokens = NO_TOKENS
         self.model = 0
 

@@ -1,4 +1,4 @@
-"""What a step costs over n draft tokens: measured once for a process and a model, then frozen."""
+"""The seconds of a step over n draft tokens: measured once for each model in a process, then frozen."""
 
 from time import perf_counter
 from weakref import WeakKeyDictionary
@@ -61,7 +61,7 @@ def _measure(model: PreTrainedModel, kind: StepKind) -> npt.NDArray[np.float64]:
     target = Target(
         model, shape, step=kind, budget=max(SIZES), max_length=CACHED + max(SIZES) + 1, device=input_device(model)
     )
-    static = target.step != "dynamic"
+    static = target.static is not None
     # room for the longest draft below every position limit
     room = min(target.deepest_draft(1), CACHED + max(SIZES)) + 1
     longest = max(SIZES) if shape == "chain" else 1
@@ -71,7 +71,7 @@ def _measure(model: PreTrainedModel, kind: StepKind) -> npt.NDArray[np.float64]:
     length = target.length
     text = np.zeros(1, np.int64)
 
-    def step(size: int) -> float:
+    def timed(size: int) -> float:
         parents = range(-1, size - 1) if shape == "chain" else [-1] * size
         tree = DraftTree(np.zeros(size), np.array(parents, np.int32))
         begin = perf_counter()
@@ -81,17 +81,17 @@ def _measure(model: PreTrainedModel, kind: StepKind) -> npt.NDArray[np.float64]:
         return target.ranks.number(end - begin)
 
     sizes = [size for size in (STATIC_SIZES if static else SIZES) if shape == "tree" or size + 2 <= room]
-    step(0)
-    if static or 2 * len(sizes) * step(0) < SECONDS:
+    timed(0)
+    if static or 2 * len(sizes) * timed(0) < SECONDS:
         for size in sizes:  # what is compiled for a size is compiled now
-            step(size)
+            timed(size)
     started = perf_counter()
     times: dict[int, list[float]] = {}
     for _ in range(5):
         for size in sizes:
             if len(times) > 1 and target.ranks.number(perf_counter() - started) > SECONDS:
                 break
-            times.setdefault(size, []).append(step(size))
+            times.setdefault(size, []).append(timed(size))
     target.close()
     sizes = sorted(times)
     medians = np.maximum.accumulate([np.median(times[size]) for size in sizes])

@@ -1,4 +1,4 @@
-"""A drafter at work for one request: whatever fails in it costs speed, and no text."""
+"""The drafter of one request, guarded: a failure in it costs speed, and never text."""
 
 import logging
 from collections.abc import Iterator
@@ -7,13 +7,12 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 
+from hdraft.decoding.logs import logger
 from hdraft.drafting.drafter import Drafter, DraftSession, TokenIds, lookahead_branch
 from hdraft.drafting.methods.lookahead_branch import LookaheadBranch
 from hdraft.drafting.tree import DraftTree
 
 NO_DRAFT = DraftTree.empty()
-
-_log = logging.getLogger(__name__)
 
 
 class Drafts:
@@ -26,7 +25,7 @@ class Drafts:
         self._drafter = drafter
         self._session: DraftSession | None = None
         self._branch: LookaheadBranch | None = None
-        self._follows = drafter is not None  # the text, so that it may draft for it
+        self._active = drafter is not None  # it has all of the text, and has not failed
         self._failed = False
         if drafter is not None:
             with self._guarded():
@@ -34,17 +33,17 @@ class Drafts:
                 self._branch = lookahead_branch(self._session)
 
     def propose(self, budget: int, depth: int) -> DraftTree:
-        """A tree within these bounds, for certain."""
-        if self._follows and self._session is not None and self._drafter is not None and depth > 0:
+        """A tree of at most `budget` nodes, none deeper than `depth`, which is at least 1: checked, whatever drafts."""
+        if self._active and self._session is not None and self._drafter is not None:
             with self._guarded():
                 tree = self._session.propose(budget, depth)
                 tree.check(self._drafter.vocab_size, budget, depth)
                 return tree
         return NO_DRAFT
 
-    def window(self, depth: int) -> DraftTree:
-        """The lookahead branch, if it is no deeper than this."""
-        if self._follows and self._branch is not None and 0 < self._branch.depth <= depth:
+    def branch(self, depth: int) -> DraftTree:
+        """The lookahead branch, if it is no deeper than `depth`; else an empty tree."""
+        if self._active and self._branch is not None and 0 < self._branch.depth <= depth:
             with self._guarded():
                 return self._branch.nodes()
         return NO_DRAFT
@@ -55,7 +54,7 @@ class Drafts:
         return 0 if self._branch is None else len(self._branch.rows[-1])
 
     def extend(self, tokens: list[int], predicted: list[int] | None = None) -> None:
-        """Take in what a step emitted.
+        """Take in the tokens that a step emitted.
 
         The drafter is given the tokens before the first that it cannot hold, as an end-of-sequence id may be that the
         model has no embedding for, and drafts no more behind that.
@@ -65,7 +64,7 @@ class Drafts:
             predicted: the target's most likely token after each node of the last row of the lookahead branch, if the
                 step forwarded it.
         """
-        if not self._follows or self._session is None or self._drafter is None:
+        if not self._active or self._session is None or self._drafter is None:
             return
         vocab_size = self._drafter.vocab_size
         held = next((place for place, token in enumerate(tokens) if token >= vocab_size), len(tokens))
@@ -75,7 +74,7 @@ class Drafts:
                 ngrams = self._branch.advance(np.minimum(predicted, vocab_size - 1), tokens[held - 1])
             if held:
                 self._session.extend(tokens[:held], ngrams)
-        self._follows &= held == len(tokens)
+        self._active &= held == len(tokens)
 
     def close(self) -> None:
         """End the request."""
@@ -88,12 +87,12 @@ class Drafts:
         try:
             yield
         except Exception as error:
-            said, self._failed, self._follows = self._failed, True, False
+            said, self._failed, self._active = self._failed, True, False
             if not said:
-                _log.warning(
+                logger.warning(
                     "%s fails, and drafts no more for this request: %s: %s",
                     type(self._drafter).__name__,
                     type(error).__name__,
                     error,
-                    exc_info=_log.isEnabledFor(logging.DEBUG),
+                    exc_info=logger.isEnabledFor(logging.DEBUG),
                 )

@@ -3,10 +3,11 @@
 transformers prepares every argument itself: the loop runs as `generate`'s callable `custom_generate`.
 """
 
-from collections.abc import Callable, Generator, Mapping, Set
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import replace
 from inspect import signature
 from itertools import chain
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,36 +24,36 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from hdraft.decoding.cache import GrowingCache
 from hdraft.decoding.clock import off_the_clock
 from hdraft.decoding.costs import measure_costs
 from hdraft.decoding.graphed.static_step import StepKind, default_step
-from hdraft.decoding.loop import Step, draft_and_verify
+from hdraft.decoding.loop import Emitted, draft_and_verify
 from hdraft.decoding.models.adapters import base_model, check_adapters
 from hdraft.decoding.models.names import note_version, output_cache_field
 from hdraft.decoding.models.probe import draft_shape
-from hdraft.decoding.models.ranks import Ranks, check_processes, ranks_of
+from hdraft.decoding.models.ranks import check_processes
 from hdraft.decoding.models.support import check_model, input_device
 from hdraft.decoding.models.wrappers import unwrapped
 from hdraft.decoding.options import (
+    UserArguments,
     check_arguments,
     check_lookahead,
     check_model_arguments,
     check_options,
     check_prepared,
     check_vocabulary,
+    pop_cache,
     sort_prepared,
-    take_cache,
     text_positions,
 )
-from hdraft.decoding.stats import Statistics
+from hdraft.decoding.request import DecodingRequest
+from hdraft.decoding.stats import GenerationStats
 from hdraft.decoding.target import Target
 from hdraft.decoding.verification import Argmax, Processed
 from hdraft.drafting.drafter import UNLIMITED, Drafter, lookahead_nodes, weighs_costs
-from hdraft.drafting.hierarchy.budget import BudgetRule
 
 Output = Tensor | GenerateDecoderOnlyOutput
-Steps = Generator[Step, None, Output]
+Steps = Generator[Emitted, None, Output]
 """The steps of a request, and at the end what `generate` returns."""
 
 T = TypeVar("T")
@@ -64,7 +65,7 @@ def generate(
     drafter: Drafter | None = None,
     *,
     budget: int = 64,
-    statistics: Statistics | None = None,
+    statistics: GenerationStats | None = None,
     costs: npt.NDArray[np.float64] | None = None,
     step: StepKind | None = None,
     **options: Any,
@@ -84,25 +85,23 @@ def generate(
 
     Returns:
         What `model.generate` returns: int[1, length + new], or a `GenerateDecoderOnlyOutput` if
-        `return_dict_in_generate` asks for it, whose `cache` (`past_key_values` before transformers
-            5.24) a later `hdraft.generate` can go on from, as far as its prompt begins with the same tokens.
+        `return_dict_in_generate` asks for it. A later `hdraft.generate` can go on from the output's `cache`
+        (`past_key_values` before transformers 5.24), as far as its prompt begins with the same tokens.
 
     Raises:
         UnsupportedError: before any work, for a model or an option that cannot be honoured.
-        ValueError: an empty prompt, one of another shape, or a drafter for another vocabulary.
+        ValueError: an empty prompt, one of another shape, a drafter for another vocabulary, costs that are no times,
+            or an unknown kind of step.
     """
-    method = custom_generate(
-        drafter, budget=budget, statistics=statistics, costs=costs, step=step, streamer=options.get("streamer")
-    )
-    output: Output = call(model, input_ids, method, options)
-    return output
+    request = DecodingRequest(drafter, budget, costs, step, statistics, options.get("streamer"))
+    return call_generate(model, input_ids, request, _take_all, options)
 
 
 def custom_generate(
     drafter: Drafter | None = None,
     *,
     budget: int = 64,
-    statistics: Statistics | None = None,
+    statistics: GenerationStats | None = None,
     costs: npt.NDArray[np.float64] | None = None,
     step: StepKind | None = None,
     streamer: BaseStreamer | None = None,
@@ -112,73 +111,93 @@ def custom_generate(
     Used bare it lacks what `generate` does around it: `model.generate` hands it neither `streamer` (give it here) nor
     `tokenizer` (so `stop_strings` fails), drops `assistant_model` in silence, and runs an encoder before it refuses.
     """
-    start = starter(drafter, budget, statistics, costs, step, streamer)
+    request = DecodingRequest(drafter, budget, costs, step, statistics, streamer)
 
-    def run(model: PreTrainedModel, input_ids: Tensor, caller: Caller | None = None, **prepared: Any) -> Output:
-        steps = start(model, input_ids, caller, **prepared)
-        if caller is None and streamer is not None:  # which `model.generate` does not know of
+    def run(model: PreTrainedModel, input_ids: Tensor, **prepared: Any) -> Output:
+        steps = _prepare(request, None, model, input_ids, **prepared)
+        if streamer is not None:  # which `model.generate` does not know of
             streamer.put(input_ids.cpu())  # type: ignore[no-untyped-call]
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
+        return _take_all(steps)
 
     return run
 
 
-def starter(
-    drafter: Drafter | None,
-    budget: int,
-    statistics: Statistics | None,
-    costs: npt.NDArray[np.float64] | None,
-    step: StepKind | None,
-    streamer: BaseStreamer | None,
-) -> Callable[..., Steps]:
-    """A function from what `model.generate` has prepared to the steps of the request, which have not begun.
+def call_generate(
+    model: Any,
+    input_ids: Tensor | None,
+    request: DecodingRequest,
+    finish: Callable[[Steps], T],
+    options: Mapping[str, Any],
+) -> T:
+    """Call `model.generate` with the loop in it, after every check that can be made before it.
+
+    Returns:
+        What `finish` makes of the steps, within the call.
 
     Raises:
-        ValueError: no such kind of step.
+        UnsupportedError, ValueError: as `generate` does.
     """
-    if step is not None and step not in get_args(StepKind):
-        raise ValueError(f"no step {step!r}: there are {', '.join(get_args(StepKind))}")
+    check_processes(model)
+    model = unwrapped(model)
+    target = base_model(model)
+    check_model(target)
+    check_adapters(model)
+    prompt, options = check_arguments(input_ids, options)
+    cache = pop_cache(options)
+    of_model = options.keys() & signature(target.forward).parameters.keys()
+    check_model_arguments({name: options[name] for name in of_model})
+    user = UserArguments(frozenset(options), cache)
+    _prepare_options(target, options)
 
-    def start(
-        model: PreTrainedModel,
-        input_ids: Tensor,
-        caller: Caller | None = None,
-        *,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: StoppingCriteriaList,
-        generation_config: GenerationConfig,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        **arguments: Any,
-    ) -> Steps:
+    def method(model: PreTrainedModel, input_ids: Tensor, **prepared: Any) -> T:
+        # any other argument that it named, `generate` would keep from the model
+        return finish(_prepare(request, user, model, input_ids, **prepared))
+
+    output: T = model.generate(prompt, custom_generate=method, **options)
+    return output
+
+
+def _take_all(steps: Steps) -> Output:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+
+def _prepare(
+    request: DecodingRequest,
+    user: UserArguments | None,
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    *,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    **arguments: Any,
+) -> Steps:
+    """The steps of a request, none of them taken yet, from what `model.generate` has prepared."""
+    drafter = request.drafter
+    with off_the_clock(stopping_criteria, request.active_drafter):
         note_version()
         check_processes(model)
         check_model(model)
         check_adapters(model)
         check_options(vars(generation_config), vars(model.generation_config))
-        cache, extras = sort_prepared(model, arguments, None if caller is None else caller.arguments)
-        given = cache if caller is None else caller.cache
-        continued = check_prepared(model, input_ids, given, attention_mask, generation_config)
+        cache, extras = sort_prepared(model, arguments, user)
+        continued = check_prepared(model, input_ids, cache, attention_mask, generation_config)
         positions = text_positions(model, position_ids)
         check_vocabulary(model, drafter)
         if attention_mask is not None and bool(attention_mask.all()):
             attention_mask = None  # no padding: as later versions of `generate` say it themselves
         shape = draft_shape(model)
         check_lookahead(model, shape, drafter)
-        if costs is not None:
-            BudgetRule(costs)  # refuses what are no costs, before any work
-        kind = default_step(model) if step is None else step
-        measured = costs
-        if measured is None and budget > 0 and weighs_costs(drafter):
-            measured = measure_costs(model, kind)
+        step = default_step(model) if request.step is None else request.step
+        if request.costs is None and request.budget > 0 and weighs_costs(drafter):
+            request = replace(request, costs=measure_costs(model, step))
         limits = [criterion.max_length for criterion in stopping_criteria if isinstance(criterion, MaxLengthCriteria)]
-        max_length = int(min(limits, default=UNLIMITED))
-        ranks = ranks_of(model)
-        choice = _choice(input_ids.long(), logits_processor, stopping_criteria, generation_config, max_length, ranks)
         chunk = generation_config.prefill_chunk_size
         target = Target(
             model,
@@ -187,61 +206,16 @@ def starter(
             attention_mask,
             positions,
             prefills_in_chunks=chunk is not None,
-            step=kind,
-            budget=0 if drafter is None else budget + lookahead_nodes(drafter),
-            max_length=max_length,
+            step=step,
+            budget=0 if drafter is None else request.budget + lookahead_nodes(drafter),
+            max_length=int(min(limits, default=UNLIMITED)),
             device=input_device(model, input_ids.device),
             extras=extras,
         )
-        return _with_output(
-            draft_and_verify(
-                target,
-                choice,
-                drafter,
-                budget,
-                measured,
-                max_length,
-                chunk,
-                streamer,
-                Statistics() if statistics is None else statistics,
-                keep_cache=continued is not None or bool(generation_config.return_dict_in_generate),
-            ),
-            target,
-            choice,
-            streamer,
-            generation_config,
-        )
-
-    return off_the_clock(start, drafter if budget > 0 else None)
-
-
-class Caller(NamedTuple):
-    """What whoever called `hdraft.generate` gave, which `generate` does not say."""
-
-    arguments: Set[str]
-    cache: GrowingCache | None
-
-
-def call(model: Any, input_ids: Tensor | None, method: Callable[..., T], options: Mapping[str, Any]) -> T:
-    """`model.generate` with the loop in it, after every check that can be made without it."""
-    check_processes(model)
-    model = unwrapped(model)
-    target = base_model(model)
-    check_model(target)
-    check_adapters(model)
-    prompt, options = check_arguments(input_ids, options)
-    cache = take_cache(options)
-    of_model = options.keys() & signature(target.forward).parameters.keys()
-    check_model_arguments({name: options[name] for name in of_model})
-    caller = Caller(frozenset(options), cache)
-    _prepare_options(target, options)
-
-    def custom(model: PreTrainedModel, input_ids: Tensor, **prepared: Any) -> T:
-        # `generate` would itself keep from the model what `method` names
-        return method(model, input_ids, caller, **prepared)
-
-    output: T = model.generate(prompt, custom_generate=custom, **options)
-    return output
+        choice = _choice(target, input_ids.long(), logits_processor, stopping_criteria, generation_config)
+    keep_cache = continued is not None or bool(generation_config.return_dict_in_generate)
+    steps = draft_and_verify(target, choice, request, chunk, keep_cache)
+    return _with_output(steps, target, choice, request.streamer, generation_config)
 
 
 def _prepare_options(model: PreTrainedModel, options: dict[str, Any]) -> None:
@@ -253,25 +227,24 @@ def _prepare_options(model: PreTrainedModel, options: dict[str, Any]) -> None:
     options |= check_options(complete, {name: value for name, value in known.items() if name not in asked})
     tokenizer = options.pop("tokenizer", None)
     if complete["stop_strings"] is not None and tokenizer is not None:
-        given = options.get("stopping_criteria") or ()
+        others = options.get("stopping_criteria") or ()
         stop = StopStringCriteria(tokenizer=tokenizer, stop_strings=complete["stop_strings"])
-        options["stopping_criteria"] = StoppingCriteriaList([stop, *given])
+        options["stopping_criteria"] = StoppingCriteriaList([stop, *others])
         options["stop_strings"] = None
 
 
 def _choice(
+    target: Target,
     input_ids: Tensor,
     processors: LogitsProcessorList,
     criteria: StoppingCriteriaList,
     options: GenerationConfig,
-    max_length: int,
-    ranks: Ranks,
 ) -> Argmax | Processed:
     recorded = options.return_dict_in_generate and (options.output_scores or options.output_logits)
     plain = all(type(criterion) in (MaxLengthCriteria, EosTokenCriteria) for criterion in criteria)
     if plain and not (options.do_sample or len(processors) or recorded):
         ends = [criterion.eos_token_id.tolist() for criterion in criteria if isinstance(criterion, EosTokenCriteria)]
-        return Argmax(input_ids, frozenset(chain.from_iterable(ends)), max_length, ranks)
+        return Argmax(input_ids, frozenset(chain.from_iterable(ends)), target.max_length, target.ranks)
     return Processed(
         input_ids,
         processors,
@@ -279,12 +252,12 @@ def _choice(
         bool(options.do_sample),
         output_scores=bool(recorded and options.output_scores),
         output_logits=bool(recorded and options.output_logits),
-        ranks=ranks,
+        ranks=target.ranks,
     )
 
 
 def _with_output(
-    steps: Generator[Step, None, None],
+    steps: Generator[Emitted, None, None],
     target: Target,
     choice: Argmax | Processed,
     streamer: BaseStreamer | None,

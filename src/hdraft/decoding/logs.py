@@ -1,4 +1,4 @@
-"""Log lines that are worth saying once."""
+"""The log of decoding, "hdraft.decoding": everything in this folder writes to it."""
 
 import logging
 

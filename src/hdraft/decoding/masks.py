@@ -82,7 +82,7 @@ def padded_rows(
     span: Span,
     padding: int,
 ) -> None:
-    """What the rows of a static step may look at: the last text token, a tree behind it, and rows of padding.
+    """Fill in which slots the rows of a static step may look at: the last text token, a tree behind it, and padding.
 
     Args:
         earliest: int64[rows], filled in: the first slot before the step's own that each row may look at.

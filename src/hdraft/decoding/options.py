@@ -1,11 +1,11 @@
-"""What each argument and option of `model.generate` comes to here: honoured, without effect, or refused by name.
+"""Every argument and option of `model.generate` is honoured, without effect, or refused by name: which is which.
 
 `docs/generate.md` shows the same as a table; a test fails when transformers adds an option that is not classified.
 """
 
 import re
 from collections.abc import Mapping, Set
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,10 +71,10 @@ ONLY_HOW = _names(
     "prompt_lookup_num_tokens assistant_early_exit use_mtp is_assistant cache_implementation output_attentions",
     "output_hidden_states",
 )
-"""Refused options that change no token: ignored where they come with the model, and nobody asked for them."""
+"""Refused options that change no token: ignored where they come with the model and the user did not ask for them."""
 
 FOR_MODEL = _names("attention_mask position_ids logits_to_keep use_cache token_type_ids mm_token_type_ids", *CACHE)
-"""Arguments of a model's forward that a caller may give; any other is refused."""
+"""Arguments of a model's forward that the user may give; any other is refused."""
 
 INPUTS = re.compile(r"embeds|encoder|decoder|cross|pixel|image|video|audio|input_features|input_values|labels")
 """Arguments beside the token ids that a model's answer depends on: refused, also where `generate` has made them."""
@@ -92,6 +92,13 @@ REFUSED_ARGUMENTS: Mapping[str, str] = {
 """Arguments of `generate` that are refused unless they are None or False."""
 
 BATCH = "hdraft decodes one sequence, not a batch of {}: call it once for each"
+
+
+class UserArguments(NamedTuple):
+    """The arguments that the user gave to `hdraft.generate`: `model.generate` does not tell them from its own."""
+
+    names: Set[str]
+    cache: GrowingCache | None
 
 
 def check_arguments(input_ids: Tensor | None, arguments: Mapping[str, Any]) -> tuple[Tensor | None, dict[str, Any]]:
@@ -119,8 +126,8 @@ def check_arguments(input_ids: Tensor | None, arguments: Mapping[str, Any]) -> t
     return prompt, arguments
 
 
-def take_cache(arguments: dict[str, Any]) -> GrowingCache | None:
-    """Take the cache to go on from out of the caller's arguments, by the name of any version.
+def pop_cache(arguments: dict[str, Any]) -> GrowingCache | None:
+    """Take the cache to go on from out of the user's arguments, by its name in any version of transformers.
 
     Raises:
         UnsupportedError: it is not hdraft's own.
@@ -143,8 +150,8 @@ def check_options(options: Mapping[str, Any], of_model: Mapping[str, Any]) -> di
     """Refuse options that cannot be honoured.
 
     Args:
-        options: all options, those that nobody has set too.
-        of_model: the options that come with the model, which the caller did not ask for.
+        options: all options, whether or not they are set.
+        of_model: the options that come with the model, which the user did not ask for.
 
     Returns:
         The options to leave unset, as they come with the model, are not for hdraft and change no token.
@@ -165,7 +172,7 @@ def check_options(options: Mapping[str, Any], of_model: Mapping[str, Any]) -> di
 
 
 def check_model_arguments(arguments: Mapping[str, Any]) -> None:
-    """Refuse what a caller wants to go to the model beside the token ids.
+    """Refuse arguments that the user wants to go to the model beside the token ids.
 
     Raises:
         UnsupportedError: its message names the argument, the reason and the way out.
@@ -176,27 +183,31 @@ def check_model_arguments(arguments: Mapping[str, Any]) -> None:
 
 
 def sort_prepared(
-    model: PreTrainedModel, arguments: Mapping[str, Any], given: Set[str] | None
+    model: PreTrainedModel, arguments: Mapping[str, Any], user: UserArguments | None
 ) -> tuple[Cache | None, dict[str, Any]]:
-    """The cache among the arguments that `generate` hands on, by whatever name, and what the model is to be given.
+    """Sort the arguments that `generate` hands on for the model's forward.
 
     Args:
         model: the target.
-        arguments: for the model's forward.
-        given: those that the caller gave. None if it is not known: all that this version's signatures do not have.
+        arguments: by name.
+        user: what the user gave. None if that is not known: then an argument that this version's signatures do not
+            have is the user's.
+
+    Returns:
+        The cache to go on from, the user's if that is known; and what every forward pass is to be given.
 
     Raises:
         UnsupportedError: an argument that cannot be honoured; its message names it, the reason and the way out.
     """
-    if given is None:
-        given = arguments.keys() - generate_arguments()
-    cache, extras = None, dict[str, Any]()
+    asked = arguments.keys() - generate_arguments() if user is None else user.names
+    cache: Cache | None = None if user is None else user.cache
+    extras = dict[str, Any]()
     for name, value in arguments.items():
         if isinstance(value, Cache):
-            cache = value
+            cache = value if user is None else cache  # `generate` may have made one
         elif _is_empty(value) or name in _DECIDED:
             pass
-        elif INPUTS.search(name) or _has_types(name, value) or (name in given and name not in FOR_MODEL):
+        elif INPUTS.search(name) or _has_types(name, value) or (name in asked and name not in FOR_MODEL):
             raise _not_token_ids(name)
         elif name in TOKEN_TYPES:
             if name == "token_type_ids" and takes(model, name):
@@ -233,7 +244,7 @@ def check_prepared(
     attention_mask: Tensor | None,
     options: GenerationConfig,
 ) -> GrowingCache | None:
-    """Refuse what shows only after `generate` has prepared it.
+    """Refuse batches, masks and caches that cannot be honoured, once `generate` has prepared them.
 
     Returns:
         The cache to go on from, if it holds anything.
@@ -257,7 +268,7 @@ def check_prepared(
         raise UnsupportedError(f"{type(model).__name__} takes no attention_mask: leave it out, or use model.generate")
     if cache is None or not cache.get_seq_length():  # an empty one is `generate`'s
         return None
-    own = take_cache({"past_key_values": cache})
+    own = pop_cache({"past_key_values": cache})
     if options.prefill_chunk_size is not None and any(limit.switch for limit in rope_limits(config)):
         raise UnsupportedError(
             "prefill_chunk_size with a cache to go on from is not supported with longrope scaling, as generate may"

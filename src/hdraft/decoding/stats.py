@@ -1,13 +1,17 @@
-"""The counters of a request: its cost, and the worth of its drafts."""
+"""Counters of a request: its steps, its tokens, where they came from, and the time that each part took."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from time import perf_counter
+from typing import Any, Literal
 
 from hdraft.drafting.tree import Source
 
+Part = Literal["drafting", "inputs", "model", "verification", "cache"]
+"""The parts of a step whose time is counted."""
+
 
 @dataclass
-class Statistics:
+class GenerationStats:
     """Counts and seconds of a request; pass one to `generate` or `stream`, which add to it while they run.
 
     Attributes:
@@ -17,11 +21,11 @@ class Statistics:
         accepted: draft tokens emitted, by the database they came from.
         accepted_lengths: draft tokens emitted, by step.
         seconds_drafting: in the drafter.
-        seconds_inputs: on masks, positions and their way to the device.
-        seconds_model: in the target's forward passes, until their result is there.
-        seconds_verification: on the path that the target takes, and logits processors.
-        seconds_cache: on keeping that path; on a device that works on its own, on asking for it.
-        seconds: from the first step to the last, without the time that the consumer of a stream takes.
+        seconds_inputs: making masks and positions and moving them to the device.
+        seconds_model: in the target's forward passes, until the result can be read.
+        seconds_verification: finding the path that the target takes, logits processors included.
+        seconds_cache: keeping that path in the cache; on a GPU, which works on its own, only asking for it.
+        seconds: in all, without the time that the consumer of a stream takes.
     """
 
     steps: int = 0
@@ -70,3 +74,32 @@ class Statistics:
             "seconds_model": self.seconds_model,
             "seconds_drafting": self.seconds_drafting,
         }
+
+Statistics = GenerationStats
+"""Its name before, which stays."""
+
+
+class Stopwatch:
+    """Adds the time from lap to lap to the counters: to the total, and to the part that it was spent on."""
+
+    def __init__(self, stats: GenerationStats) -> None:
+        self.stats = stats
+        self.last = perf_counter()
+
+    def lap(self, part: Part | None = None, until: float | None = None) -> None:
+        """End a lap.
+
+        Args:
+            part: what the time since the last lap was spent on; None counts it in the total alone.
+            until: when the lap ended, as `perf_counter` tells it; None for now.
+        """
+        now = perf_counter() if until is None else until
+        seconds, self.last = now - self.last, now
+        self.stats.seconds += seconds
+        if part is not None:
+            counter = f"seconds_{part}"
+            setattr(self.stats, counter, getattr(self.stats, counter) + seconds)
+
+    def skip(self) -> None:
+        """Leave out the time since the last lap."""
+        self.last = perf_counter()

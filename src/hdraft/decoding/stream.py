@@ -10,11 +10,12 @@ import numpy.typing as npt
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hdraft.decoding.generate import Steps, call, starter
+from hdraft.decoding.generate import Steps, call_generate
 from hdraft.decoding.graphed.static_step import StepKind
 from hdraft.decoding.models.adapters import PER_REQUEST
 from hdraft.decoding.models.support import UnsupportedError
-from hdraft.decoding.stats import Statistics
+from hdraft.decoding.request import DecodingRequest
+from hdraft.decoding.stats import GenerationStats
 from hdraft.drafting.drafter import Drafter
 from hdraft.drafting.tree import Source
 
@@ -45,7 +46,7 @@ def stream(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     budget: int = 64,
-    statistics: Statistics | None = None,
+    statistics: GenerationStats | None = None,
     costs: npt.NDArray[np.float64] | None = None,
     step: StepKind | None = None,
     **options: Any,
@@ -67,16 +68,17 @@ def stream(
             raise UnsupportedError(f"{name} is not supported in a stream: call set_adapter before it, or leave it out")
     decoding = {name: options.pop(name) for name in DECODING & options.keys()}
     pieces = None if tokenizer is None else TextPieces(tokenizer, **decoding)
-    start = starter(drafter, budget, statistics, costs, step, options.get("streamer"))
-    return _tokens(call(model, input_ids, start, {**options, "tokenizer": tokenizer}), pieces)
+    request = DecodingRequest(drafter, budget, costs, step, statistics, options.get("streamer"))
+    options["tokenizer"] = tokenizer
+    return call_generate(model, input_ids, request, lambda steps: _tokens(steps, pieces), options)
 
 
 def _tokens(steps: Steps, pieces: "TextPieces | None") -> Generator[StreamedToken, None, None]:
     try:
-        for step in steps:
-            last = len(step.tokens) - 1
-            for index, (token, source) in enumerate(zip(step.tokens, step.sources, strict=True)):
-                text = "" if pieces is None else pieces.add(token, last=step.finished and index == last)
+        for emitted in steps:
+            last = len(emitted.tokens) - 1
+            for index, (token, source) in enumerate(zip(emitted.tokens, emitted.sources, strict=True)):
+                text = "" if pieces is None else pieces.add(token, last=emitted.finished and index == last)
                 yield StreamedToken(token, text, source)
     finally:
         steps.close()

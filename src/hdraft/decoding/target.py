@@ -1,7 +1,10 @@
-"""The target model at work on one sequence: forward passes over text and draft tree, and the cache between them."""
+"""The target model at work on one sequence: the tokens it has read, the positions and masks of a pass, its limits.
+
+How a pass is run is the business of two steppers, of which one holds the sequence at any time: `GrowingStepper` reads
+the prompt, and takes steps of any size; `StaticStepper` takes steps that are the same program every time.
+"""
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from time import perf_counter
 from typing import Any, cast
 
@@ -14,12 +17,12 @@ from transformers import PreTrainedModel
 from hdraft.decoding.cache import NO_TOKENS, GrowingCache
 from hdraft.decoding.drafts import NO_DRAFT
 from hdraft.decoding.graphed.model_state import model_state
-from hdraft.decoding.graphed.static_step import StaticStep, StepKind, give_back, padded, take
+from hdraft.decoding.graphed.static_sequence import StaticSequence
+from hdraft.decoding.graphed.static_step import StaticStepper, StepKind
+from hdraft.decoding.growing import GrowingStepper
 from hdraft.decoding.logs import logger, say_once
 from hdraft.decoding.masks import Span, layer_spans, tree_mask
-from hdraft.decoding.models.compiling import is_compiled, uncompiled
-from hdraft.decoding.models.experts import decoding, most_rows
-from hdraft.decoding.models.names import cache_argument, prepared_cache_argument, takes
+from hdraft.decoding.models.names import prepared_cache_argument
 from hdraft.decoding.models.ranks import ranks_of
 from hdraft.decoding.models.support import (
     PositionLimit,
@@ -33,9 +36,6 @@ from hdraft.decoding.models.support import (
 from hdraft.drafting.drafter import UNLIMITED
 from hdraft.drafting.tree import DraftTree
 
-AHEAD = 4096
-"""Tokens that a static step takes memory for at first, of a sequence that may become longer."""
-
 LONG_TEXT = 512
 """Tokens of text in one step above which a draft behind them costs more than it saves: it needs a mask, which forgoes
 the causal kernel that computes half of the attention only."""
@@ -45,13 +45,17 @@ class Target:
     """A model and the cache of one sequence.
 
     Attributes:
-        cache: the keys and values of the tokens verified so far; while `static` is there, they are in it.
-        static: the static step, once the first has been taken; None for steps that grow.
-        length: how many those are.
-        mixed: whether cached keys are rotated by frequencies of several lengths of the text.
         ranks: the processes that run the model.
-        called: when the last forward pass began, its inputs ready.
-        preparing: the seconds that the last forward pass spent on compiling and capturing.
+        chains_only: whether the model makes its own masks, so that every draft is a single path.
+        max_length: the most tokens that the sequence may have.
+        cache: the keys and values of the tokens verified so far, unless a static stepper holds them.
+        length: how many those are.
+        mixes_frequencies: whether cached keys are rotated by frequencies of several lengths of the text.
+        growing: runs the prompt's passes and dynamic steps.
+        static: where static steps are taken; None where steps are dynamic.
+        stepper: ran the last pass, and holds the sequence.
+        inputs_ready: when the inputs of the last pass were ready, as `perf_counter` tells it.
+        seconds_preparing: what the last pass spent on compiling and capturing.
     """
 
     def __init__(
@@ -86,11 +90,9 @@ class Target:
         config = model.config.get_text_config(decoder=True)
         self.model = model
         self.device = model.device if device is None else device
-        self.extras = dict(extras or {})
-        self.cache_name = cache_argument(model)
         self.ranks = ranks_of(model)
-        self.own_masks = shape == "chain"
-        self.spans: dict[str, Span] | Span = Span() if self.own_masks else layer_spans(config)
+        self.chains_only = shape == "chain"
+        self.spans: dict[str, Span] | Span = Span() if self.chains_only else layer_spans(config)
         # eager attention adds its mask: a boolean one would be added as 0 and 1
         self.additive = embedding_weight(model).dtype if config._attn_implementation == "eager" else None
         self.rotary_limits: list[PositionLimit] = rope_limits(config)
@@ -98,25 +100,24 @@ class Target:
         self.scaled = scaled_modules(model)
         self.cache = GrowingCache(config) if cache is None else cache
         self.length: int = self.cache.get_seq_length()
+        self.max_length = max_length
         self.attention_mask = attention_mask
         self.position_ids = position_ids
         # padding before the last prompt token: how far positions lag behind the sequence
         self.lag = 0 if position_ids is None else position_ids.shape[-1] - 1 - int(position_ids[0, -1])
         self.left_padding = 0 if attention_mask is None else int((attention_mask[0].cumsum(-1) == 0).sum())
-        self.mixed = False
+        self.mixes_frequencies = False
         self.may_restart = not prefills_in_chunks
-        self.takes_positions = takes(model, "position_ids")
-        self.takes_logits_to_keep = takes(model, "logits_to_keep")
-        self.compiled = is_compiled(model)
-        self.most_rows = 0  # of a step with the kernels of decoding: none over the prompt
-        self.static: StaticStep | None = None
-        self.step = step
-        self.budget = budget
-        self.max_length = max_length
-        if step != "dynamic" and (obstacle := self._obstacle()) is not None:
-            say_once(f"{type(model).__name__}: steps are dynamic and not {step}: {obstacle}")
-            self.step = "dynamic"
-        if self.compiled and self.step == "dynamic" and max_length < UNLIMITED:  # and not a probe
+        self.growing = GrowingStepper(model, self.cache, self.device, extras or {})
+        self.static: StaticSequence | None = None
+        self.stepper: GrowingStepper | StaticStepper = self.growing
+        self.seconds_preparing = 0.0
+        if step != "dynamic":
+            if (obstacle := self._obstacle()) is None:
+                self.static = StaticSequence(model, self.cache, self.spans, step, budget, max_length, self.left_padding)
+            else:
+                self._only_grow(step, obstacle)
+        if self.growing.compiled and self.static is None and max_length < UNLIMITED:  # and not a probe
             say_once(f"{type(model).__name__}: dynamic steps, each of another shape, run as before torch.compile")
 
     def resume(self, ids: npt.NDArray[np.int64]) -> None:
@@ -138,29 +139,21 @@ class Target:
 
     def close(self, sequence: npt.NDArray[np.int64] | None = None) -> None:
         """End the sequence, int64[m]; its keys and values are in `cache` afterwards, unless it is not given."""
-        keep_cache = sequence is not None
         self.restore()
         self.cache.tokens, self.cache.model = NO_TOKENS, 0
-        if sequence is not None and not self.mixed:
+        if sequence is not None and not self.mixes_frequencies:
             self.cache.tokens = self._described(sequence)[: self.length]
             self.cache.model = hash(model_state(self.model))
+        self.stepper = self.growing
         if self.static is not None:
-            step, self.static = self.static, None
-            try:
-                if keep_cache:
-                    step.end(self.cache, self.length)
-            except torch.OutOfMemoryError:
-                step.end(self.cache, self.length, copy=False)
-                step.drop()
-            else:
-                give_back(step)
+            self.static.close(self.length, keep=sequence is not None)
 
     def _obstacle(self) -> str | None:
-        """What keeps a step of this sequence from being the same program every time."""
-        if self.own_masks:
+        """The reason why steps of this sequence cannot be the same program every time; None where they can."""
+        if self.chains_only:
             return "the model makes its own masks"
-        if self.extras:
-            return f"the model is given {', '.join(self.extras)}"
+        if self.growing.extras:
+            return f"the model is given {', '.join(self.growing.extras)}"
         if self.device.type != "meta" and any(parameter.is_meta for parameter in self.model.parameters()):
             return "its weights are loaded as they are needed"
         if self.scaled or any(limit.switch for limit in self.limits):
@@ -219,95 +212,45 @@ class Target:
         Returns:
             float[1 + n, vocabulary], the logits after the last text token and after each node.
         """
-        m, n = len(text), len(tree)
-        self.preparing = 0.0
-        if self.step != "dynamic" and m == 1 and self.length and self._make_static(1 + n):
-            return self._forward_static(int(text[0]), tree)
-        ids = self._device(np.concatenate((text, tree.tokens), dtype=np.int64)[None])
-        inputs: dict[str, object] = {"input_ids": ids, self.cache_name: self.cache}
-        for name, value in self.extras.items():
-            inputs[name] = torch.full_like(ids, value) if type(value) is int else value
-        if self.takes_positions:
-            inputs["position_ids"] = self._device(self._positions(m, tree))
-        if self.takes_logits_to_keep:
-            inputs["logits_to_keep"] = n + 1
-        if (mask := self._mask(m, tree)) is not None:
-            inputs["attention_mask"] = mask
-        reached = self.length - self.lag
-        self.mixed |= any(0 < reached <= limit.positions < reached + m for limit in self.rotary_limits)
-        self.restore()  # other requests may run between two steps of a stream
-        self.called = perf_counter()
-        with ExitStack() as settings:
-            if self.compiled:
-                settings.enter_context(uncompiled())
-            if m + n <= self.most_rows:
-                settings.enter_context(decoding(self.model))
-            outputs = self.model(**inputs, use_cache=True, return_dict=True)
+        m = len(text)
+        positions = self._positions(m, tree)
+        static = self._static_stepper(1 + len(tree)) if m == 1 and self.length else None
+        if static is None:
+            self.growing.prepare(text, tree, positions, self._mask(m, tree))
+            self.stepper, self.seconds_preparing = self.growing, 0.0
+            reached = self.length - self.lag
+            self.mixes_frequencies |= any(0 < reached <= limit.positions < reached + m for limit in self.rotary_limits)
+            self.restore()  # other requests may run between two steps of a stream
+        else:
+            self.stepper = static
+            self.seconds_preparing = static.prepare(int(text[0]), tree, self.length, int(positions[0]))
+        self.inputs_ready = perf_counter()
+        logits = self.stepper.run()
         self.length += m
-        logits: Tensor = outputs.logits[0, -n - 1 :]
         return logits
 
     def keep(self, path: list[int]) -> None:
         """Keep, of the tree just forwarded, the nodes on `path`, in ascending order, and drop the others."""
-        self._decode()
-        if self.static is None:
-            self.cache.keep(self.length, path)
-        else:
-            self.static.keep(self.length, path)
+        self.growing.start_decoding()
+        self.stepper.keep(self.length, path)
         self.length += len(path)
 
     def forget(self, length: int) -> None:
-        """Forget all tokens after the first `length`, a step's."""
-        self._decode()
-        if self.static is None:
-            self.cache.keep(length, [])
+        """Forget all tokens after the first `length`, all of them of the last step."""
         self.length = length
+        self.keep([])
 
-    def _decode(self) -> None:
-        """The prompt has been forwarded: from now on, passes have the kernels that `generate` decodes with."""
-        if not self.most_rows:
-            self.most_rows = most_rows(self.model)
-            if self.most_rows < UNLIMITED:
-                say_once(
-                    f"{type(self.model).__name__}: steps of up to {self.most_rows} rows run the experts as generate"
-                    " decodes, larger ones as it reads prompts"
-                )
+    def _static_stepper(self, rows: int) -> StaticStepper | None:
+        """The stepper of a static step of so many rows, with the sequence in it; None where the step has to grow."""
+        if (static := self.static) is not None and not static.fits(self.length, rows):
+            static.leave(self.length)
+            if (obstacle := self._obstacle() or static.enter(self.length, rows)) is not None:
+                self._only_grow(static.kind, obstacle)
+        return None if self.static is None else self.static.stepper
 
-    def _forward_static(self, token: int, tree: DraftTree) -> Tensor:
-        step = cast(StaticStep, self.static)
-        before = step.seconds_preparing
-        step.prepare(token, tree, self.length, int(self._positions(1, NO_DRAFT)[0, 0]))
-        self.preparing = step.seconds_preparing - before
-        self.called = perf_counter()
-        logits = step.run()[: 1 + len(tree)]
-        self.length += 1
-        return logits
-
-    def _make_static(self, rows: int) -> bool:
-        """See to it that the sequence is where a static step of so many rows fits; False if there is no memory."""
-        step, self.static = self.static, None
-        capacity = min(self.length + max(self.length, AHEAD), self.max_length)
-        if step is not None:
-            if step.fits(self.length, rows):
-                self.static = step
-                return True
-            step.end(self.cache, self.length, copy=False)
-            step.drop()
-        rows = max(rows, 1 + self.budget)
-        obstacle = self._obstacle()
-        if obstacle is None:
-            try:
-                step = take(self.model, self.cache, self.spans, capacity + padded(rows), rows, self.step)
-                step.begin(self.cache, self.left_padding)
-            except torch.OutOfMemoryError:
-                obstacle = f"no memory for buffers of {capacity} tokens"
-        if obstacle is not None or step is None:
-            say_once(f"{type(self.model).__name__}: steps are dynamic and not {self.step}: {obstacle}")
-            self.step = "dynamic"
-            return False
-        self.cache.reset()
-        self.static = step
-        return True
+    def _only_grow(self, kind: StepKind, obstacle: str) -> None:
+        say_once(f"{type(self.model).__name__}: steps are dynamic and not {kind}: {obstacle}")
+        self.static = None
 
     def _rotates_otherwise(self, *texts: npt.NDArray[np.int64]) -> bool:
         """Whether two texts, `GrowingCache.tokens` each, have rotary frequencies of their own."""
@@ -326,19 +269,17 @@ class Target:
                 tokens[: len(told), column] = told
         return tokens
 
-    def _device(self, array: npt.NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
-
     def _positions(self, m: int, tree: DraftTree) -> npt.NDArray[np.int64]:
+        """int64[m + n], of the tokens of text and the nodes behind them."""
         start = self.length - self.lag
-        positions = np.concatenate((np.arange(start, start + m), tree.depths + (start + m - 1)), dtype=np.int64)[None]
+        positions = np.concatenate((np.arange(start, start + m), tree.depths + (start + m - 1)), dtype=np.int64)
         if self.position_ids is not None and self.length < self.position_ids.shape[-1]:
             prompt = self.position_ids[0, self.length : self.length + m]
-            positions[0, : len(prompt)] = prompt.numpy(force=True)
+            positions[: len(prompt)] = prompt.numpy(force=True)
         return positions
 
     def _mask(self, m: int, tree: DraftTree) -> Tensor | dict[str, Tensor] | None:
-        if self.own_masks or not len(tree):
+        if self.chains_only or not len(tree):
             if self.attention_mask is None:
                 return None
             ones = self.attention_mask.new_ones((1, self.length + m + len(tree)))

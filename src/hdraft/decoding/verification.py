@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from hdraft.decoding.clock import running, set_back
+from hdraft.decoding.clock import clocks, set_back
 from hdraft.decoding.models.ranks import ALONE, Ranks
 from hdraft.drafting.tree import DraftTree
 
@@ -23,8 +23,8 @@ class Choice(Protocol):
         """Take in a step's logits, float[1 + n, vocabulary]: row 0 is the root, row 1 + i node i."""
         ...
 
-    def put_off(self, seconds: float) -> None:
-        """Let a clock that stops generation count so much time for nothing."""
+    def set_clock_back(self, seconds: float) -> None:
+        """Leave so much time out of what a clock that stops generation counts."""
         ...
 
     def next_token(self, row: int) -> int:
@@ -87,8 +87,8 @@ class Argmax:
         """See `Choice.read`."""
         self.best = self.ranks.tokens(most_likely(logits))
 
-    def put_off(self, seconds: float) -> None:
-        """See `Choice.put_off`: there is no clock."""
+    def set_clock_back(self, seconds: float) -> None:
+        """See `Choice.set_clock_back`: there is no clock."""
 
     def next_token(self, row: int) -> int:
         """See `Choice.next_token`."""
@@ -137,9 +137,9 @@ class Processed:
         """See `Choice.read`."""
         self.rows = logits
 
-    def put_off(self, seconds: float) -> None:
-        """See `Choice.put_off`."""
-        set_back(running(self.criteria), seconds)
+    def set_clock_back(self, seconds: float) -> None:
+        """See `Choice.set_clock_back`."""
+        set_back(clocks(self.criteria), seconds)
 
     def next_token(self, row: int) -> int:
         """See `Choice.next_token`."""

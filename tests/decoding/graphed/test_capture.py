@@ -109,7 +109,7 @@ def test_without_cuda_a_run_is_its_own_program():
 
     assert graphs.capture(run, torch.device("cpu"), None) is run
     assert graphs.graph_pool(torch.device("cpu")) is None
-    order = graphs.Order(torch.device("cpu"))
-    order.mark()
-    order.follow()
-    order.wait()
+    event = graphs.StreamEvent(torch.device("cpu"))
+    event.record()
+    event.follow()
+    event.wait()

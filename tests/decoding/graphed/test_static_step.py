@@ -104,7 +104,7 @@ def test_the_cache_holds_what_a_growing_one_does(name):
             torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
             for target in targets:
                 target.keep(path)
-        growing, fixed = targets[0].cache, targets[1].static.cache
+        growing, fixed = targets[0].cache, targets[1].static.stepper.cache
         assert targets[0].length == targets[1].length > 400
         window = fixed.layouts.get(17)
         assert window is None or window.capacity <= 256  # buffers of a window do not grow with the text
@@ -128,7 +128,7 @@ def test_a_step_is_one_program_for_its_size_and_bucket(model):
 
 def test_a_graph_that_holds_a_number_of_its_first_step_would_be_noticed(model, monkeypatch):
     """What the recording is there for: a length compiled in, and not read from a buffer, gives other tokens."""
-    run = static.StaticStep._run
+    run = static.StaticStepper._run
 
     def numbers(self, forward, rows, columns):
         there = self.there
@@ -136,7 +136,7 @@ def test_a_graph_that_holds_a_number_of_its_first_step_would_be_noticed(model, m
         run(self, forward, rows, columns)
         self.there = there
 
-    monkeypatch.setattr(static.StaticStep, "_run", numbers)
+    monkeypatch.setattr(static.StaticStepper, "_run", numbers)
     with pytest.raises(AssertionError):
         compare(model, prompt(), {}, step="captured")
 
@@ -151,13 +151,13 @@ def test_graphs_are_bounded_and_the_one_not_used_for_longest_goes(model, monkeyp
         for nodes in (0, 3, 7, 0, 15):
             target.forward(np.array([3]), DraftTree(range(nodes), [-1] * nodes))
             target.forget(PROMPT)
-    assert [rows for rows, _ in target.static.programs] == [8, 1, 16]
+    assert [rows for rows, _ in target.static.stepper.programs] == [8, 1, 16]
 
 
 def test_a_window_makes_no_graph_twice(monkeypatch):
     monkeypatch.setattr(static, "capture", record)
-    made, program = [], static.StaticStep._program
-    monkeypatch.setattr(static.StaticStep, "_program", lambda self, *key: (made.append(key), program(self, *key))[1])
+    made, program = [], static.StaticStepper._program
+    monkeypatch.setattr(static.StaticStepper, "_program", lambda self, *key: (made.append(key), program(self, *key))[1])
     config = copy.deepcopy(build("gemma3").config)
     config.sliding_window = 150
     model = transformers.Gemma3ForCausalLM(config).eval()
@@ -239,10 +239,10 @@ def test_compiled_steps(name, monkeypatch):
 def test_many_models_are_compiled_in_one_process(monkeypatch):
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda forward, **options: compiler(forward, fullgraph=True, backend="eager"))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     models = [copy.deepcopy(build(name)) for name in ("llama", "qwen2", "gemma")]
-    for model in models:
-        generate(model, prompt(), max_new_tokens=4, step="compiled")
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for model in models:
+            generate(model, prompt(), max_new_tokens=4, step="compiled")
     assert {idle(model).kind for model in models} == {"compiled"}
     gone = weakref.ref(models.pop())
     del model
@@ -382,7 +382,7 @@ def test_requests_in_threads(model, kind, monkeypatch):
 
 
 def test_a_sequence_that_outgrows_its_buffers(model, monkeypatch):
-    monkeypatch.setattr("hdraft.decoding.target.AHEAD", 10)
+    monkeypatch.setattr("hdraft.decoding.graphed.static_sequence.AHEAD", 10)
     monkeypatch.setattr(static, "TOKENS", 1)
     compare(model, prompt(200), {}, new=500, step="captured")
     assert idle(model).capacity > 700
@@ -402,7 +402,7 @@ def test_without_memory_steps_are_dynamic(model, monkeypatch, caplog, what):
 
 
 def test_without_memory_to_grow_no_text_is_lost(model, monkeypatch):
-    monkeypatch.setattr("hdraft.decoding.target.AHEAD", 10)
+    monkeypatch.setattr("hdraft.decoding.graphed.static_sequence.AHEAD", 10)
     monkeypatch.setattr(static, "TOKENS", 1)
     made, init = [], StaticCache.__init__
 

@@ -73,15 +73,15 @@ def compiled(forward: FunctionType, device: torch.device) -> Callable[..., Tenso
     return torch.compile(own, fullgraph=True, options=options)
 
 
-class Order:
-    """What was queued on a device's current stream, for another to wait for; nothing where nothing is queued."""
+class StreamEvent:
+    """A point in a device's queue of work, for another stream or the host to wait for; on a CPU nothing is queued."""
 
     def __init__(self, device: torch.device) -> None:
         self.event = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self.device = device
 
-    def mark(self) -> None:
-        """All that has been queued until now."""
+    def record(self) -> None:
+        """Set it behind all that the current stream has been given until now."""
         if self.event is not None:
             self.event.record(torch.cuda.current_stream(self.device))
 

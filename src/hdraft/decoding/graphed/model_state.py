@@ -1,4 +1,4 @@
-"""What a graph of a model holds for true: addresses of tensors, settings of modules, hooks.
+"""The state of a model that its graphs depend on: addresses of tensors, settings of modules, hooks.
 
 A graph replays kernels with the addresses and numbers of its capture: are they still what the model would run with?
 """

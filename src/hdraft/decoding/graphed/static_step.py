@@ -27,20 +27,20 @@ from torch.fx.experimental import _config as symbolic_shapes
 from transformers import PreTrainedModel
 
 from hdraft.decoding.cache import GrowingCache
-from hdraft.decoding.graphed.capture import Order, Program, capture, compiled, graph_pool
+from hdraft.decoding.graphed.capture import Program, StreamEvent, capture, compiled, graph_pool
 from hdraft.decoding.graphed.model_state import State, model_state
 from hdraft.decoding.graphed.static_cache import Layout, StaticCache, StaticLayer, bucket
 from hdraft.decoding.logs import logger, say_once
 from hdraft.decoding.masks import Span, padded_rows
 from hdraft.decoding.models.compiling import is_compiled
-from hdraft.decoding.models.experts import decoding, most_rows
+from hdraft.decoding.models.experts import decoding_kernels, most_rows
 from hdraft.decoding.models.names import cache_argument
 from hdraft.decoding.models.support import embedding_weight, tolerance
 from hdraft.drafting.tree import DraftTree
 
 StepKind = Literal["compiled", "captured", "static", "dynamic"]
-"""How a decoding step is run, each what is left where the one before cannot be had: a static step compiled by torch and
-captured as a CUDA graph; captured alone; run operation by operation; and a step whose cache and inputs grow."""
+"""How a decoding step is run: a static step compiled by torch and captured as a CUDA graph; captured alone; run one
+operation after the other; or a step whose cache and inputs grow. Where one does not work, the next is taken."""
 
 ROWS = (1, 4, 8, 16, 32, 64)
 """The numbers of rows that a step is padded to; those beyond are multiples of 16."""
@@ -49,7 +49,7 @@ PROGRAMS = 128
 """The most programs, and graphs, kept for a sequence; of more, the one not used for longest is dropped."""
 
 TOKENS, BUDGET = 2048, 64
-"""What buffers are made for at least: tokens of a sequence, and draft tokens of a step. Others mean other graphs."""
+"""Buffers are made for at least so many tokens of a sequence, and draft tokens of a step: larger ones, new graphs."""
 
 _TORCH = "2.13"  # before, a capture that fails may leave torch's random numbers in disorder
 
@@ -57,9 +57,10 @@ _IMPOSSIBLE = -1e4  # logits below are those of tokens that the model rules out
 
 
 def default_step(model: PreTrainedModel) -> StepKind:
-    """How steps are run unless it is said: captured on a GPU, where small kernels cost; elsewhere they grow.
+    """How steps are run by default: "captured" on a GPU, where launching small kernels costs; elsewhere "dynamic".
 
-    Compiled ones are faster still, but nobody should wait for minutes before the first token who did not ask for it.
+    Compiled steps are faster still, but compiling takes minutes, for which the user should have asked. A model that the
+    user has compiled takes "static" ones, which have few shapes.
     """
     if model.device.type == "cuda" and torch.__version__ >= _TORCH:
         return "captured"
@@ -72,7 +73,7 @@ def padded(rows: int) -> int:
 
 
 class Inputs(NamedTuple):
-    """What changes from step to step: views of one buffer, so that one copy takes all of it to the device."""
+    """The inputs that change from step to step: views of one buffer, which one copy takes to the device."""
 
     buffer: Any
     length: Any  # int64[1], tokens before the step
@@ -96,13 +97,12 @@ def _inputs(buffer: Any, numbers: Any, flags: Any, rows: int, masks: int, layout
     )
 
 
-class StaticStep:
-    """The static step of a model, and the one sequence that is in its buffers.
+class StaticStepper:
+    """Runs the static steps of a model, over the one sequence that is in its buffers.
 
     Attributes:
         capacity: the most tokens of a sequence, an unverified tree's included.
         rows: the most rows of a step.
-        seconds_preparing: what it took to compile and capture, in all.
     """
 
     program: Program
@@ -143,8 +143,7 @@ class StaticStep:
         self.cache = StaticCache(growing, self.capacity, self.rows)
         self.programs: OrderedDict[tuple[int, ...], Program] = OrderedDict()
         self.pool = graph_pool(self.device)
-        self.seconds_preparing = 0.0
-        self.copied, self.queued = Order(self.device), Order(self.device)
+        self.copied, self.queued = StreamEvent(self.device), StreamEvent(self.device)
         layouts, masks = len(self.cache.layouts), len(self.spans)
         split = 8 * (1 + layouts + (2 + masks) * self.rows)
         with torch.inference_mode(False):
@@ -164,36 +163,38 @@ class StaticStep:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def prepare(self, token: int, tree: DraftTree, length: int, position: int) -> None:
+    def prepare(self, token: int, tree: DraftTree, length: int, position: int) -> float:
         """Take in the inputs of a step, for `run`.
 
         Args:
             token: what follows the `length` tokens that the cache holds.
             tree: fewer nodes than `rows`.
             position: the token's, as the model counts.
+
+        Returns:
+            The seconds that it took to compile and capture what had not been met before.
         """
         rows = padded(1 + len(tree))
         columns = self.cache.prepare(length, rows)
-        self.copied.wait()  # as a rule for nothing: whoever reads logits has waited for more
+        self.copied.wait()  # mostly over already: whoever has read the last step's logits has waited for more
         self._fill(rows, token, tree, length, position)
         self.there.buffer.copy_(self.host.buffer, non_blocking=True)
-        self.copied.mark()
-        key = (rows, *columns)
-        if key not in self.programs:
+        self.copied.record()
+        key, began = (rows, *columns), perf_counter()
+        if new := key not in self.programs:
             if len(self.programs) == PROGRAMS:
                 self.programs.popitem(last=False)
-            begin = perf_counter()
             self.programs[key] = self._program(rows, columns)
-            self.seconds_preparing += perf_counter() - begin
         self.programs.move_to_end(key)
-        self.program = self.programs[key]
+        self.program, self.taken = self.programs[key], 1 + len(tree)
+        return perf_counter() - began if new else 0.0
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def run(self) -> Tensor:
-        """Run the step: float[rows, vocabulary], the logits after the token and each node, until the next step."""
+        """Run the step: float[1 + n, vocabulary], the logits after the token and each node, until the next step."""
         self.program()
-        return cast(Tensor, self.logits)
+        return self._logits(self.taken)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -280,7 +281,7 @@ class StaticStep:
             masks[layer_type] = self._mask(layout, earliest[:rows, None], among[: rows * rows].view(rows, rows))
         model = cast(PreTrainedModel, self.model())
         ids, positions = inputs.tokens[None, :rows], inputs.positions[None, :rows]
-        with decoding(model) if rows <= self.most_rows else nullcontext():
+        with decoding_kernels(model) if rows <= self.most_rows else nullcontext():
             logits = forward(model, self.cache_name, self.cache, ids, positions, masks.get("", masks))
         if self.logits is None:
             self.logits = logits.new_empty((self.rows, logits.shape[-1]))
@@ -335,46 +336,46 @@ def _difference(logits: Tensor, expected: Tensor) -> float | None:
     return None if difference < closeness else difference
 
 
-# One idle step a model, so that a request finds the memory, the graphs and the compiled code of the one before. A
+# One idle stepper a model, so that a request finds the memory, the graphs and the compiled code of the one before. A
 # request that begins while another runs makes its own.
-_idle: WeakKeyDictionary[PreTrainedModel, StaticStep] = WeakKeyDictionary()
+_idle: WeakKeyDictionary[PreTrainedModel, StaticStepper] = WeakKeyDictionary()
 _compiled: WeakKeyDictionary[PreTrainedModel, Callable[..., Tensor]] = WeakKeyDictionary()
 _failed: WeakKeyDictionary[PreTrainedModel, tuple[State, set[StepKind]]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
-def take(
+def acquire(
     model: PreTrainedModel,
     growing: GrowingCache,
     spans: dict[str, Span] | Span,
     capacity: int,
     rows: int,
     kind: StepKind,
-) -> StaticStep:
-    """The idle step of a model if it will do, else a new one; the arguments are those of `StaticStep`.
+) -> StaticStepper:
+    """The idle stepper of a model if it will do, else a new one; the arguments are those of `StaticStepper`.
 
     It will not do if the model has changed since: graphs hold addresses and what was true when they were captured.
     """
     with _lock:
-        step = _idle.pop(model, None)
+        idle = _idle.pop(model, None)
     state = model_state(model)
     kind = _best(model, state, kind)
-    if step is not None:
+    if idle is not None:
         wanted = (kind, _by_type(spans), state)
-        if (step.kind, step.spans, step.state) == wanted and step.capacity >= capacity and step.rows >= rows:
-            step.queued.follow()
-            return step
-        step.drop()
-    return StaticStep(model, growing, spans, capacity, rows, kind, state)
+        if (idle.kind, idle.spans, idle.state) == wanted and idle.capacity >= capacity and idle.rows >= rows:
+            idle.queued.follow()
+            return idle
+        idle.drop()
+    return StaticStepper(model, growing, spans, capacity, rows, kind, state)
 
 
-def give_back(step: StaticStep) -> None:
-    """Keep a step for the next request."""
-    model = step.model()
+def release(stepper: StaticStepper) -> None:
+    """Leave a stepper to the next request."""
+    model = stepper.model()
     if model is not None:
-        step.queued.mark()
+        stepper.queued.record()
         with _lock:
-            _idle[model] = step
+            _idle[model] = stepper
 
 
 def _best(model: PreTrainedModel, state: State, kind: StepKind) -> StepKind:

@@ -1,1 +1,1 @@
-"""What a model is like: which drafts it can verify, what it calls its arguments, what is wrapped around it."""
+"""Properties of a model: the drafts it can verify, the names of its arguments, adapters and wrappers around it."""

@@ -17,21 +17,21 @@ from hdraft.drafting.drafter import UNLIMITED
 _CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k")  # of a configuration
 
 
-def decoding(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """Within it, the model has what `generate` decodes with."""
+def decoding_kernels(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """Within it, the model runs its experts with the kernels that `generate` decodes with."""
     context: AbstractContextManager[None] = getattr(model, "_optimize_model_for_decode", nullcontext)()
     return context
 
 
 def most_rows(model: PreTrainedModel) -> int:
-    """The most rows of a step that is to run within `decoding`; without a limit where that changes no kernel.
+    """The most rows of a step that is to run within `decoding_kernels`; without a limit where that changes no kernel.
 
     For more rows than one, the copies must be no more than all experts of a layer, and take no more than half of the
     memory that is free.
     """
     kernels: Any = getattr(model, "get_experts_implementation", dict)
     usual = kernels()
-    with decoding(model):
+    with decoding_kernels(model):
         if kernels() == usual:
             return UNLIMITED
     config = model.config.get_text_config(decoder=True)

@@ -1,4 +1,4 @@
-"""What a version of transformers, and a model, call things: looked up in signatures, in this one place.
+"""Names that differ between versions of transformers and between models: looked up in signatures, in this one place.
 
 From 5.24 on the cache is `cache`; before, it was `past_key_values`. A model that brings its own code may still use the
 older name.
@@ -19,7 +19,7 @@ OLDEST, NEWEST = "5.17.0", "5.24.0"
 """The versions of transformers that the tests run with."""
 
 CACHE = ("cache", "past_key_values", "cache_params")
-"""What versions call a cache, the newest first."""
+"""The names of a cache in all versions, the newest first."""
 
 
 def note_version() -> None:
@@ -41,25 +41,25 @@ def may_take(model: PreTrainedModel, argument: str) -> bool:
 
 
 def cache_argument(model: PreTrainedModel) -> str:
-    """What the model's forward calls its cache."""
+    """The name of the cache among the arguments of the model's forward."""
     return _cache_name(model.forward, type(model).forward, GenerationMixin.prepare_inputs_for_generation)
 
 
 def prepared_cache_argument(model: PreTrainedModel) -> str:
-    """What `prepare_inputs_for_generation` calls the cache, among its arguments and in what it returns."""
+    """The name of the cache among the arguments of `prepare_inputs_for_generation`, and in what it returns."""
     anything: Any = model
     own, of_class = anything.prepare_inputs_for_generation, type(anything).prepare_inputs_for_generation
     return _cache_name(own, of_class, GenerationMixin.prepare_inputs_for_generation)
 
 
 def output_cache_field() -> str:
-    """What this version's output of `generate` calls the cache."""
+    """The name of the cache in the output of this version's `generate`."""
     names = {field.name for field in fields(GenerateDecoderOnlyOutput)}
     return next(name for name in CACHE if name in names)
 
 
 def generate_arguments() -> frozenset[str]:
-    """What `generate` itself may hand to a decoding method, by this version's signatures."""
+    """The arguments that `generate` itself may hand to a decoding method, by this version's signatures."""
     functions: tuple[Callable[..., Any], ...] = (
         GenerationMixin.prepare_inputs_for_generation,
         GenerationMixin._sample,

@@ -20,7 +20,7 @@ from hdraft.drafting.tree import DraftTree
 
 
 class Ranks:
-    """The processes that run one model together on one sequence; as a rule this one alone.
+    """The processes that run one model together on one sequence; most often this one alone.
 
     Attributes:
         alone: whether this is the only process; then everything is left as it is.
@@ -97,7 +97,7 @@ def check_processes(model: nn.Module) -> None:
 
 
 def _sequences_apart(model: nn.Module) -> str | None:
-    """What shards the model among ranks that have a sequence each; None for nothing."""
+    """The library that shards the model among ranks that have a sequence each; None if there is none."""
     if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         return "DeepSpeed ZeRO-3"
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:

@@ -1,4 +1,4 @@
-"""What stands between a model and a draft tree: families tested, states that cannot branch, positions not to pass.
+"""Which drafts a model can verify: families tested, states that cannot branch, positions that no draft may pass.
 
 Whether a model can verify a tree, or a single chain only, is known for the families in `TREES` and `CHAINS`; any other
 is tried once, on the model itself (`probe.py`).
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hdraft.decoding.cache import GrowingCache, UnknownLayerError
+from hdraft.decoding.cache import UnknownLayerError, check_layers
 from hdraft.decoding.models.names import takes
 
 Shape = Literal["tree", "chain"]
@@ -65,7 +65,7 @@ def check_model(model: PreTrainedModel) -> None:
         if not hasattr(config, "num_hidden_layers"):
             raise UnsupportedError(f"{type(model).__name__} does not say how many layers it caches: {way_out}")
         try:
-            GrowingCache(config)
+            check_layers(config)
         except UnknownLayerError as error:
             state = f"a {error}, more than keys and values"
     if state is not None:
@@ -79,8 +79,8 @@ def known_shape(model: PreTrainedModel) -> Shape | None:
     config = model.config
     if config.model_type in TREES | CHAINS:
         by_slot = config.model_type in CHAINS or getattr(config, "alibi", False)
-        given = takes(model, "attention_mask") and takes(model, "position_ids")
-        slots_only = by_slot or not takes_masks(config) or not given
+        takes_both = takes(model, "attention_mask") and takes(model, "position_ids")
+        slots_only = by_slot or not takes_masks(config) or not takes_both
         return "chain" if slots_only else "tree"
     return None
 

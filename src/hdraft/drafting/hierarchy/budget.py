@@ -26,9 +26,7 @@ class BudgetRule:
     """
 
     def __init__(self, costs: npt.ArrayLike, rate: float = 1.0) -> None:
-        costs = np.asarray(costs, dtype=np.float64)
-        if costs.ndim != 1 or not len(costs) or not np.all(np.isfinite(costs)) or costs[0] <= 0:
-            raise ValueError("costs must be the positive, finite times of a step over 0, 1, 2, … draft tokens")
+        costs = check_costs(costs)
         self.costs = np.maximum.accumulate(costs) / costs[0]
         self.tokens = rate * _PRIOR_STEPS
         self.time = _PRIOR_STEPS
@@ -47,6 +45,18 @@ class BudgetRule:
         """Take in one step: `drafted` tokens verified, `emitted` tokens gained."""
         self.tokens += emitted
         self.time += float(self.costs[min(drafted, len(self.costs) - 1)])
+
+
+def check_costs(costs: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Costs as float64[m].
+
+    Raises:
+        ValueError: they are not the times of a step over 0, 1, 2, … draft tokens.
+    """
+    times = np.asarray(costs, dtype=np.float64)
+    if times.ndim != 1 or not len(times) or not np.all(np.isfinite(times)) or times[0] <= 0:
+        raise ValueError("costs must be the positive, finite times of a step over 0, 1, 2, … draft tokens")
+    return times
 
 
 @kernel
