@@ -8,7 +8,7 @@ import torch
 from architectures import PROMPT, SWITCH, VOCABULARY, build
 from oracle import OracleDrafter
 
-from hdraft.decoding import GrowingCache, Statistics, generate
+from hdraft.decoding import GrowingCache, Statistics, generate, stream
 from hdraft.decoding.models.names import output_cache_field
 from hdraft.decoding.models.support import restore_frequencies
 
@@ -117,6 +117,16 @@ def test_a_cache_that_others_have_gone_on_with_or_cut():
     cache.crop(-20)
     assert len(cache.tokens) == cache.get_seq_length()
     model.generate(prompt(cache.get_seq_length() + 4, seed=11), max_new_tokens=9, past_key_values=cache)
+    compare(model, longer, cache)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_an_empty_cache_is_filled_by_a_stream(name):
+    model = build(name)
+    cache = GrowingCache(model.config)
+    told = [token.id for token in stream(model, prompt(), cache=cache, max_new_tokens=12)]
+    assert cache.get_seq_length() == PROMPT + 11
+    longer = torch.cat((prompt(), torch.tensor([told]), prompt(6, seed=9)), dim=1)
     compare(model, longer, cache)
 
 

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hdraft.decoding.graphed.static_step import StepKind, default_step
+from hdraft.decoding.models.adapters import base_model
 from hdraft.decoding.models.probe import draft_shape
 from hdraft.decoding.models.ranks import check_processes
 from hdraft.decoding.models.support import input_device
@@ -46,7 +47,7 @@ def measure_costs(model: PreTrainedModel, step: StepKind | None = None) -> npt.N
         UnsupportedError: a model that `generate` refuses for the processes that run it, or for what it is wrapped in.
     """
     check_processes(model)
-    model = unwrapped(model)
+    model = base_model(unwrapped(model))
     kind = default_step(model) if step is None else step
     costs = _measured.setdefault(model, {})
     where = (model.device, model.dtype, model.config._attn_implementation, kind)

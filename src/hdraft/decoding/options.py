@@ -247,7 +247,7 @@ def check_prepared(
     """Refuse batches, masks and caches that cannot be honoured, once `generate` has prepared them.
 
     Returns:
-        The cache to go on from, if it holds anything.
+        The cache to go on from; an empty one too, if it is hdraft's own, to hold the sequence afterwards.
 
     Raises:
         UnsupportedError: a batch, a cache that is not hdraft's own, or no cache where that changes tokens.
@@ -266,7 +266,7 @@ def check_prepared(
         raise ValueError(f"attention_mask covers {covered} tokens and input_ids {length}: pass the whole sequence")
     if attention_mask is not None and not may_take(model, "attention_mask"):
         raise UnsupportedError(f"{type(model).__name__} takes no attention_mask: leave it out, or use model.generate")
-    if cache is None or not cache.get_seq_length():  # an empty one is `generate`'s
+    if cache is None or not (isinstance(cache, GrowingCache) or cache.get_seq_length()):  # `generate`'s own
         return None
     own = pop_cache({"past_key_values": cache})
     if options.prefill_chunk_size is not None and any(limit.switch for limit in rope_limits(config)):
