@@ -35,13 +35,14 @@ def parts(trace: list[Request], drafter: HierarchyDrafter, budget: int) -> dict[
         times[part].append((now - start) / 1000)
         return perf_counter_ns()
 
+    nothing = np.zeros(1)  # the price of no node
     for request in trace:
         session = drafter.session(request.prompt_ids)
         emitted = 0
         while emitted < len(request.output_ids) - 1:
             depth = len(request.output_ids) - emitted - 1
             now = perf_counter_ns()
-            session._advance(session._take_emitted(), learn=True)
+            session._advance_and_grow(session._take_emitted(), nothing)
             now = clock("learn", now)
             tree = session.propose(budget, depth)
             now = clock("grow", now)

@@ -363,7 +363,6 @@ def test_nothing_is_compiled_after_the_constructor() -> None:
         batch.remove(once)
     once_more = tested._drafter.session([1, 2, 3])
     once_more.extend([4])
-    once_more._forget()
     once_more.close()
     assert [kernel.__name__ for kernel, count in before if len(kernel.signatures) != count] == []
 

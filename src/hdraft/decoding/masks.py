@@ -14,10 +14,8 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from hdraft.decoding.models.support import UnsupportedError
-from hdraft.drafting.kernel import kernel
 from hdraft.drafting.tree import DraftTree
-
-UNBOUNDED = 2**62
+from hdraft.drafting.tree_masks import UNBOUNDED, fill_mask, fill_padded_mask
 
 
 class Span(NamedTuple):
@@ -69,7 +67,7 @@ def tree_mask(cached: int, text: int, tree: DraftTree, span: Span, padding: int 
     offered = min(cached, span.size - 1)
     rows = text + len(tree)
     mask = np.zeros((rows, offered + rows), np.bool_)
-    _fill(mask, cached, offered, text, tree.parents, tree.depths, span.size, span.chunked, padding)
+    fill_mask(mask, cached, offered, text, tree.parents, tree.depths, span.size, span.chunked, padding)
     return torch.from_numpy(mask)[None, None]
 
 
@@ -93,62 +91,4 @@ def padded_rows(
         span: how far back the layer looks.
         padding: tokens that the sequence begins with and no row looks at.
     """
-    _fill_padded(earliest, among, cached, dropped, tree.parents, tree.depths, span.size, span.chunked, padding)
-
-
-@kernel
-def _earliest(position: int, size: int, chunked: bool, padding: int) -> int:
-    return (position - padding) // size * size + padding if chunked else position - size + 1
-
-
-@kernel
-def _fill(
-    mask: npt.NDArray[np.bool_],
-    cached: int,
-    offered: int,
-    text: int,
-    parents: npt.NDArray[np.int32],
-    depths: npt.NDArray[np.int32],
-    size: int,
-    chunked: bool,
-    padding: int,
-) -> None:
-    origin = cached - offered  # the position of column 0
-    root = cached + text - 1  # the position of the last text token
-    for row in range(mask.shape[0]):
-        node = row - text
-        position = cached + row if node < 0 else root + depths[node]
-        earliest = _earliest(position, size, chunked, padding)
-        for column in range(max(earliest - origin, 0), offered + min(row + 1, text)):
-            mask[row, column] = True
-        while node >= 0 and root + depths[node] >= earliest:
-            mask[row, offered + text + node] = True
-            node = parents[node]
-
-
-@kernel
-def _fill_padded(
-    earliest: npt.NDArray[np.int64],
-    among: npt.NDArray[np.bool_],
-    cached: int,
-    dropped: int,
-    parents: npt.NDArray[np.int32],
-    depths: npt.NDArray[np.int32],
-    size: int,
-    chunked: bool,
-    padding: int,
-) -> None:
-    among[:] = False
-    for row in range(len(earliest)):
-        node = row - 1
-        if node >= len(parents):
-            among[row, 0] = True
-            earliest[row] = UNBOUNDED
-            continue
-        first = _earliest(cached if node < 0 else cached + depths[node], size, chunked, padding)
-        earliest[row] = max(first, padding) - dropped
-        while node >= 0 and cached + depths[node] >= first:
-            among[row, 1 + node] = True
-            node = parents[node]
-        if node < 0 and cached >= first:
-            among[row, 0] = True
+    fill_padded_mask(earliest, among, cached, dropped, tree.parents, tree.depths, span.size, span.chunked, padding)

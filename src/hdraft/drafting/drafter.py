@@ -9,10 +9,11 @@ The decoding loop and the replay of traces know a method by what this file decla
         session.extend(token_ids)
     session.close()
 
-Every drafter has all of `Drafter`, and every session all of `DraftSession`. Three more attributes are optional; the
+Every drafter has all of `Drafter`, and every session all of `DraftSession`. Four more attributes are optional; the
 functions below read them, and give a default for a method that does without:
 
     drafter.uses_costs         whether it weighs the cost of a step         `weighs_costs`       False
+    drafter.kernel_arguments   what to compile for it, see there            `kernel_arguments`   all
     drafter.lookahead_nodes    the most nodes of its lookahead branch       `lookahead_nodes`    0
     session.lookahead          that branch, which feeds D_c                 `lookahead_branch`   None
 
@@ -98,6 +99,11 @@ def lookahead_branch(session: DraftSession) -> "LookaheadBranch | None":
     return branch
 
 
+def kernel_arguments(drafter: Drafter) -> tuple[str, ...]:
+    """What `compile_kernels` is called with to compile all kernels that a drafter may use."""
+    return tuple(getattr(drafter, "kernel_arguments", (str(drafter.vocab_size), "--all")))
+
+
 def vocabulary_size(model: Any) -> int:
     """How many ids a Hugging Face model knows, the `vocab_size` of its drafter: at least as many as its tokenizer.
 
@@ -107,7 +113,7 @@ def vocabulary_size(model: Any) -> int:
 
 
 def check_ids(token_ids: TokenIds, vocab_size: int) -> npt.NDArray[np.int32]:
-    """Token ids as int32[n].
+    """Token ids as int32[n], a copy.
 
     Raises:
         ValueError: they are not one sequence of integers, or one is outside the vocabulary.
@@ -115,15 +121,14 @@ def check_ids(token_ids: TokenIds, vocab_size: int) -> npt.NDArray[np.int32]:
     ids = np.asarray(token_ids)
     if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
         raise ValueError(f"token ids must be one sequence of integers, not {ids.dtype}{list(ids.shape)}")
-    if not ids.dtype.isnative:
-        ids = ids.astype(ids.dtype.newbyteorder("="))
-    if len(ids) and (outside := _first_outside(ids, vocab_size)) >= 0:
+    wide = ids.astype(np.int64)  # also a copy, and so of the one type that the kernel is compiled for
+    if len(ids) and (outside := _first_outside(wide, vocab_size)) >= 0:
         raise ValueError(f"token id {ids[outside]} is outside the vocabulary of {vocab_size}")
-    return np.ascontiguousarray(ids, dtype=np.int32)
+    return wide.astype(np.int32)
 
 
 @kernel
-def _first_outside(ids: npt.NDArray[np.integer], vocab_size: int) -> int:
+def _first_outside(ids: npt.NDArray[np.int64], vocab_size: int) -> int:
     for i in range(len(ids)):
         if ids[i] < 0 or ids[i] >= vocab_size:
             return i

@@ -9,6 +9,7 @@ from numba import njit, typeof
 from numba.core.dispatcher import Dispatcher
 
 from hdraft.drafting.kernel_cache import keep
+from hdraft.drafting.kernel_calls import compile_into_callers
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,6 +33,7 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
     compiled: Callable[P, R] = njit(**options)(function)
     if isinstance(compiled, Dispatcher):  # not with NUMBA_DISABLE_JIT
         keep(compiled)
+        compile_into_callers(compiled, function, options)
     return compiled
 
 

@@ -11,7 +11,7 @@ from hdraft.drafting.databases.sorting import build
 from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.databases.suffixes import SuffixArray, narrow
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
-from hdraft.drafting.hierarchy.lookups import allocate, continuations, descend
+from hdraft.drafting.hierarchy.lookups import allocate, clear, continuations, descend
 
 EOS, VOCAB = 0, 90
 
@@ -96,7 +96,8 @@ def test_contexts_at_the_same_ranks_differ_by_their_length() -> None:
 def test_a_trie_lists_and_narrows_what_was_counted() -> None:
     tokens = corpus(1)
     array = count_frequent(sorted_array(tokens), EOS)
-    trie = allocate(2**14, (array,))
+    trie = allocate(2**14)
+    clear(trie, (array,))
     expected = followers(tokens.tolist())
     for context in sorted(expected, key=len):
         counts = expected[context]
@@ -143,7 +144,8 @@ def test_damaged_rows_give_other_drafts_and_never_a_rank_outside_of_the_context(
         values[broken] = random.integers(0, random.choice([VOCAB, len(tokens), 2**32]), values.shape)[broken]
         values.flags.writeable = False
     array = good._replace(contexts=contexts, continuations=rows)
-    trie = allocate(2**12, (array,))
+    trie = allocate(2**12)
+    clear(trie, (array,))
     for context in followers(tokens.tolist()):
         handle = 0
         for token in context:

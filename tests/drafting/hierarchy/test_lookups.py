@@ -91,7 +91,8 @@ def test_contexts_are_counted_as_in_the_text_whatever_order_they_are_asked_in(
 ) -> None:
     tokens = joined(documents)
     array = sorted_array(tokens)
-    trie = allocate(2**13, (array,))
+    trie = allocate(2**13)
+    clear(trie, (array,))
     contexts = sorted(contexts_of(tokens))
     random.shuffle(contexts)
     check_against_text(trie, array, tokens, contexts)
@@ -105,7 +106,8 @@ def test_contexts_are_counted_as_in_the_text_whatever_order_they_are_asked_in(
 def test_two_arrays_share_a_trie_and_nothing_in_it(one: list[list[int]], other: list[list[int]]) -> None:
     both = [joined(one), joined(other)]
     arrays = (sorted_array(both[0]), sorted_array(both[1]))
-    trie = allocate(2**13, arrays)
+    trie = allocate(2**13)
+    clear(trie, arrays)
     for context in sorted(contexts_of(both[0]) | contexts_of(both[1])):
         for root in (0, 1):
             check_against_text(trie, arrays[root], both[root], [context], root)
@@ -115,7 +117,8 @@ def test_two_arrays_share_a_trie_and_nothing_in_it(one: list[list[int]], other: 
 @given(texts, texts)
 def test_a_cleared_trie_knows_nothing_of_before(before: list[list[int]], after: list[list[int]]) -> None:
     old, new = sorted_array(joined(before)), sorted_array(joined(after))
-    trie = allocate(2**13, (old,))
+    trie = allocate(2**13)
+    clear(trie, (old,))
     check_against_text(trie, old, joined(before), sorted(contexts_of(joined(before))))
     clear(trie, (new,))
     check_against_text(trie, new, joined(after), sorted(contexts_of(joined(after))))
@@ -128,7 +131,8 @@ counted = st.dictionaries(st.integers(2, 90), st.integers(1, 300), min_size=1, m
 def test_of_many_occurrences_the_shares_are_right_to_within_the_sampling(counts: dict[int, int], probes: int) -> None:
     total = sum(counts.values())
     array = sorted_array([token for after, n in counts.items() for token in [1, after, EOS] * n], 91)
-    trie = allocate(64, (array,))
+    trie = allocate(64)
+    clear(trie, (array,))
     handle = walk(trie, array, (1,))
     if total == 1:
         assert handle < 0
@@ -151,7 +155,8 @@ def test_what_was_probed_of_a_context_finds_each_longer_one_as_a_search_does(
 ) -> None:
     """Whichever of its continuations were found, in whatever order they are asked for."""
     array = sorted_array([token for after, n in counts.items() for token in [1, after, EOS] * n], 91)
-    trie = allocate(256, (array,))
+    trie = allocate(256)
+    clear(trie, (array,))
     handle = walk(trie, array, (1,))
     if handle >= 0 and probes:
         listed(trie, array, handle, probes)
@@ -164,7 +169,8 @@ def test_what_was_probed_of_a_context_finds_each_longer_one_as_a_search_does(
 
 def test_a_context_is_probed_again_only_for_more_probes() -> None:
     array = sorted_array([token for after in range(2, 42) for token in [1, after, EOS] * 5], 91)
-    trie = allocate(64, (array,))
+    trie = allocate(64)
+    clear(trie, (array,))
     handle = walk(trie, array, (1,))
     found = [len(listed(trie, array, handle, probes)[0]) for probes in (16, 8, 32, 16)]
     assert found == [16, 16, 32, 32]
@@ -172,7 +178,8 @@ def test_a_context_is_probed_again_only_for_more_probes() -> None:
 
 def test_without_room_for_more_probes_what_was_found_is_listed() -> None:
     array = sorted_array([token for after in range(2, 42) for token in [1, after, EOS] * 5], 91)
-    trie = allocate(4, (array,))  # room for 32 continuations
+    trie = allocate(4)  # room for 32 continuations
+    clear(trie, (array,))
     handle = walk(trie, array, (1,))
     found = listed(trie, array, handle, 16)
     assert len(found[0]) == 16
@@ -197,7 +204,8 @@ def test_without_room_contexts_are_unknown_and_nothing_else_is_written(
 ) -> None:
     tokens = joined([*documents, [1, 2, 3, 4], [1, 2, 3, 4]])
     array = sorted_array(tokens)
-    trie = SuffixTrie(*(guarded(values) for values in allocate(nodes, (array,))))
+    trie = SuffixTrie(*(guarded(values) for values in allocate(nodes)))
+    clear(trie, (array,))
     contexts = sorted(contexts_of(tokens))
     random.shuffle(contexts)
     for context in contexts:
@@ -222,7 +230,8 @@ def test_without_room_for_continuations_none_are_listed() -> None:
     """A trie of 16 contexts has room for 128 continuations, one context's with as many occurrences."""
     tokens = [1, 2, EOS] * PROBES
     array = sorted_array(tokens)
-    trie = SuffixTrie(*(guarded(values) for values in allocate(16, (array,))))
+    trie = SuffixTrie(*(guarded(values) for values in allocate(16)))
+    clear(trie, (array,))
     for context, room in (((1,), True), ((2,), False), ((1,), True), ((1, 2), False)):
         handle = walk(trie, array, context)
         assert occurred(trie, array, handle) == PROBES
@@ -245,7 +254,8 @@ def test_a_corrupt_array_gives_tokens_of_the_array_or_nothing(seed: int, random_
     for values in (suffixes, starts):
         values.flags.writeable = False
     array = SuffixArray(tokens, suffixes, starts)
-    trie = allocate(512, (array,))
+    trie = allocate(512)
+    clear(trie, (array,))
     for _ in range(30):
         handle = 0
         for token in random.integers(-1, VOCAB + 2, 8).tolist():

@@ -62,7 +62,7 @@ class Request:
 
     def advance(self, token: int, learn: bool) -> None:
         self.session._reserve(1)
-        self.session._advance(np.array([token], np.int32), learn=learn)
+        self.session._advance_and_grow(np.array([token], np.int32), np.zeros(1), learn=learn)
         self.text.append(token)
 
     def enter(self, row: int, parent: int, token: int, limits: int = FULL) -> None:

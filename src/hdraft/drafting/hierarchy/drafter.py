@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hdraft.drafting import tree_masks
 from hdraft.drafting.databases.context import ContextDatabase
 from hdraft.drafting.databases.database import Database
 from hdraft.drafting.databases.frequent import SUFFIX_LENGTH
@@ -29,6 +30,8 @@ from hdraft.drafting.tree import DraftTree
 
 _CONTEXTS = 2**14  # of D_m and D_s, kept for a request
 _NO_IDS = np.empty(0, np.int32)
+_NO_NODES = growth.allocate_tree(0)
+_NO_PRICES = np.zeros(1)
 
 
 class HierarchyDrafter:
@@ -76,7 +79,9 @@ class HierarchyDrafter:
         self.model_database = model_database
         self.statistics_database = statistics_database
         self.learn = learn
-        self._nothing = ModelDatabase(present[0].vocab_size if present else vocab_size).snapshot()[0]
+        size = present[0].vocab_size if present else self.vocab_size
+        self.kernel_arguments = (str(size),)
+        self._nothing = ModelDatabase(size).snapshot()[0]
         self._separators = np.full(TIERS, vocab_size, np.int64)
         if model_database is not None:
             self._separators[1:3] = model_database.separator
@@ -125,12 +130,12 @@ class HierarchyDrafter:
         )
 
     def warm_up(self) -> None:
-        """Run all kernels once, so that no request waits for the compiler; nothing of it is kept."""
+        """Compile all kernels at once, so that the first request has drafts too; nothing of it is kept."""
         session = self.session([0] * 16)
         session.extend([0] * 512)  # D_c grows
         session.propose(2).best_chain(2)
-        session._forget()
-        database = ModelDatabase(self.vocab_size, capacity=8)
+        tree_masks.warm_up()
+        database = ModelDatabase(int(self.kernel_arguments[0]), capacity=8)
         for _ in range(4):
             database.learn([0, 0, 0])
 
@@ -169,10 +174,10 @@ class HierarchySession:
         self._seen = 0  # of the output, how many pieces are in D_c: the others wait for the next tree
         self._closed = False
         arrays = drafter._arrays()
-        trie = lookups.allocate(_CONTEXTS, arrays)
+        trie = lookups.allocate(_CONTEXTS)
         self._databases = Databases(self._context.trie, trie, arrays, drafter._separators, drafter._rarity)
         self._reserve(SUFFIX_LENGTH)
-        self._advance(prompt[-SUFFIX_LENGTH:], learn=False)
+        self._advance_and_grow(prompt[-SUFFIX_LENGTH:], _NO_PRICES, learn=False)
 
     @property
     def match_length(self) -> int:
@@ -197,21 +202,8 @@ class HierarchySession:
         if len(self._search.slot) < room:
             self._matches = matching.allocate(room + 1, self._matches)
             self._search = growth.allocate(room)
-        emitted = self._take_emitted()  # may put new arrays in place of the session's
-        tree = TreeArrays(np.empty((3, room), np.int32), np.empty(room, np.uint8), np.empty(room, np.float32))
-        arguments = (
-            self._databases,
-            self._matches,
-            self._weights,
-            self._mixture,
-            emitted,
-            self._drafter.vocab_size,
-            int(max_depth),
-            prices,
-            self._search,
-            tree,
-        )
-        n = self._drafter._compile(arguments)(*arguments)
+        tree = growth.allocate_tree(room)
+        n = self._advance_and_grow(self._take_emitted(), prices, int(max_depth), tree)
         self._drafted = n
         if n == 0:
             return DraftTree.empty()
@@ -223,7 +215,7 @@ class HierarchySession:
         ids = check_ids(token_ids, self._drafter.vocab_size)
         if self._rule is not None:
             self._rule.record(self._drafted, len(ids))
-        self._output.append(ids.copy())  # it may be the caller's buffer, and is read later
+        self._output.append(ids)
 
     def close(self) -> None:
         """End the request: what it learnt of the weights, and with `learn` its output, serve later requests."""
@@ -231,35 +223,46 @@ class HierarchySession:
             return
         self._closed = True
         drafter = self._drafter
-        self._advance(self._take_emitted(), learn=True)
+        self._advance_and_grow(self._take_emitted(), _NO_PRICES)
         drafter.experience.finish(self._before, self._weights, self._rule)
         if drafter.learn and drafter.model_database is not None and self._output:
             drafter.model_database.learn_known(np.concatenate(self._output))
 
     def _take_emitted(self) -> npt.NDArray[np.int32]:
-        """The tokens emitted since the last tree, with room for them in D_c and for what they ask of D_m and D_s."""
+        """The tokens emitted since the last tree, with room for them in D_c."""
         new = self._output[self._seen :]
         self._seen = len(self._output)
         emitted = new[0] if len(new) == 1 else np.concatenate([_NO_IDS, *new])
         self._reserve(len(emitted))
-        if lookups.crowded(self._databases.trie):
-            self._forget()
         return emitted
-
-    def _forget(self) -> None:
-        """Empty the trie of what was looked up in D_m and D_s, and look up the matches of the text anew."""
-        lookups.clear(self._databases.trie, self._databases.suffixes)
-        self._matches.longest[0, 1:] = 0
-        for token in self._context.trie.text[: len(self._context)][-SUFFIX_LENGTH:].tolist():
-            matching.advance(self._databases, self._matches, token)
 
     def _reserve(self, tokens: int) -> None:
         self._context.reserve(tokens)
         if self._databases.context is not self._context.trie:
             self._databases = self._databases._replace(context=self._context.trie)
 
-    def _advance(self, ids: npt.NDArray[np.int32], learn: bool) -> None:
-        growth.advance(self._databases, self._matches, self._weights, self._mixture, ids, learn)
+    def _advance_and_grow(
+        self,
+        ids: npt.NDArray[np.int32],
+        prices: npt.NDArray[np.float64],
+        max_depth: int = UNLIMITED,
+        tree: TreeArrays = _NO_NODES,
+        learn: bool = True,
+    ) -> int:
+        arguments = (
+            self._databases,
+            self._matches,
+            self._weights,
+            self._mixture,
+            ids,
+            learn,
+            self._drafter.vocab_size,
+            max_depth,
+            prices,
+            self._search,
+            tree,
+        )
+        return self._drafter._compile(arguments)(*arguments)
 
 
 def _rarity(vocab_size: int, database: Database | None) -> npt.NDArray[np.uint8]:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hdraft.drafting.databases.context import append
-from hdraft.drafting.hierarchy import matching, mixing
+from hdraft.drafting.hierarchy import lookups, matching, mixing
 from hdraft.drafting.hierarchy.budget import least_worthwhile
 from hdraft.drafting.hierarchy.matching import Databases, Matches
 from hdraft.drafting.hierarchy.mixing import Mixture, Weights
@@ -55,6 +55,11 @@ def allocate(slots: int) -> Search:
     return Search(np.empty(slots), np.empty(slots, np.int64), np.empty((slots, 5), np.int32))
 
 
+def allocate_tree(nodes: int) -> TreeArrays:
+    """Room for a tree of so many nodes."""
+    return TreeArrays(np.empty((3, nodes), np.int32), np.empty(nodes, np.uint8), np.empty(nodes, np.float32))
+
+
 @kernel
 def grow(
     databases: Databases,
@@ -73,6 +78,8 @@ def grow(
         search: with room for `budget` nodes or more.
     """
     room = len(prices) - 1
+    if room == 0:
+        return 0
     nodes, frontier, probability, depth = 0, 0, 1.0, 0
     gain, best, best_nodes = 0.0, -prices[0], 0
     while True:
@@ -118,6 +125,10 @@ def advance(
     learn: bool,
 ) -> None:
     """Move row 0 on by `token_ids`, for which D_c must have room; with `learn`, fit the weights to each of them."""
+    if lookups.is_new(databases.trie):
+        lookups.clear(databases.trie, databases.suffixes)
+    elif lookups.crowded(databases.trie):
+        matching.look_up_anew(databases, matches)
     for i in range(len(token_ids)):
         token = int(token_ids[i])
         if learn:
@@ -134,17 +145,19 @@ def advance_and_grow(
     weights: Weights,
     mixture: Mixture,
     token_ids: npt.NDArray[np.int32],
+    learn: bool,
     vocab_size: int,
     max_depth: int,
     prices: npt.NDArray[np.float64],
     search: Search,
     tree: TreeArrays,
 ) -> int:
-    """`advance`, learning, then `grow` into `tree`; returns its size.
+    """`advance`, then `grow` into `tree`; returns its size.
 
-    One call for both: after a forward pass, with cold caches, handing the arrays over takes as long as the work.
+    One call for both: after a forward pass, with cold caches, handing the arrays over takes as long as the work. And
+    one kernel to compile for everything that a session does.
     """
-    advance(databases, matches, weights, mixture, token_ids, True)
+    advance(databases, matches, weights, mixture, token_ids, learn)
     n = grow(databases, matches, weights, vocab_size, max_depth, prices, mixture, search)
     for i in range(n):
         node = search.node[search.slot[i]]

@@ -44,9 +44,9 @@ class SuffixTrie(NamedTuple):
     sizes: npt.NDArray[np.int64]
 
 
-def allocate(nodes: int, arrays: tuple[SuffixArray, ...]) -> SuffixTrie:
-    """An empty trie with room for so many contexts of any of `arrays`."""
-    trie = SuffixTrie(
+def allocate(nodes: int) -> SuffixTrie:
+    """Room for so many contexts; `clear` makes it a trie."""
+    return SuffixTrie(
         np.empty((nodes, 8), np.int64),
         np.empty(1 << (2 * nodes - 1).bit_length(), np.int32),
         np.empty(8 * nodes, np.int32),
@@ -54,22 +54,29 @@ def allocate(nodes: int, arrays: tuple[SuffixArray, ...]) -> SuffixTrie:
         np.empty((8 * nodes, 2), np.uint32),
         np.zeros(2, np.int64),
     )
-    clear(trie, arrays)
-    return trie
 
 
+@kernel
 def clear(trie: SuffixTrie, arrays: tuple[SuffixArray, ...]) -> None:
-    """Forget every context but the roots."""
+    """Make it the trie of `arrays`, with no context but their roots."""
     trie.table[:] = 0
-    trie.sizes[:] = len(arrays), 0
-    for root, array in enumerate(arrays):
-        trie.node[root] = 0, len(array.suffixes), 0, 0, 0, _CLOSED, 0, 0
+    trie.sizes[_NODES], trie.sizes[_ENTRIES] = len(arrays), 0
+    for root in range(len(arrays)):
+        trie.node[root] = 0
+        trie.node[root, _HIGH] = len(arrays[root].suffixes)
+        trie.node[root, _FIRST] = _CLOSED
 
 
+@kernel
+def is_new(trie: SuffixTrie) -> bool:
+    """Whether it has not been made a trie yet."""
+    return bool(trie.sizes[_NODES] == 0)
+
+
+@kernel
 def crowded(trie: SuffixTrie) -> bool:
     """Whether more than half of the room is taken."""
-    nodes, entries = trie.sizes.tolist()
-    return bool(2 * nodes > len(trie.node) or 2 * entries > len(trie.token))
+    return bool(2 * trie.sizes[_NODES] > len(trie.node) or 2 * trie.sizes[_ENTRIES] > len(trie.token))
 
 
 @kernel

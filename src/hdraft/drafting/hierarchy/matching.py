@@ -104,6 +104,16 @@ def advance(databases: Databases, matches: Matches, token: int) -> None:
 
 
 @kernel
+def look_up_anew(databases: Databases, matches: Matches) -> None:
+    """Empty the trie of what was looked up in D_m and D_s, and look up the matches of the text again."""
+    suffix_trie.clear(databases.trie, databases.suffixes)
+    matches.longest[0, 1:] = 0
+    end = int(databases.context.sizes[TEXT])
+    for position in range(max(end - SUFFIX_LENGTH, 0), end):
+        advance(databases, matches, databases.context.text[position])
+
+
+@kernel
 def settle(databases: Databases, matches: Matches) -> None:
     """Take row 0's matches in D_c from the end of its text."""
     matches.longest[0, 0] = databases.context.sizes[MATCH]
