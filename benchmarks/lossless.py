@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from hdraft import generate
 from hdraft.decoding.graphed.static_step import StepKind
 from hdraft.decoding.models.support import restore_frequencies
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.evaluation.machine import accelerator, machine
 from hdraft.loading import quieten
 
@@ -71,6 +72,7 @@ def main() -> None:
     os.environ["HDRAFT_DEVICE"] = arguments.device
     sys.path.insert(0, str(TESTS))
     architectures, oracle = import_module("architectures"), import_module("oracle")
+    HierarchyDrafter(architectures.VOCABULARY).warm_up()
     begin = perf_counter()
     families: dict[str, list[dict[str, Any]]] = {}
     left_out = []

@@ -31,7 +31,9 @@ def agreement(dtype: str, device: str, step: StepKind | None, prompts: int | Non
     model.to(device)
     vocab_size = model.config.vocab_size
     database = ModelDatabase.from_pretrained(MODEL_DATABASE, tokenizer, vocab_size)
-    drafters = {True: HierarchyDrafter(vocab_size, database), False: None}
+    hierarchy = HierarchyDrafter(vocab_size, database)
+    hierarchy.warm_up()
+    drafters = {True: hierarchy, False: None}
     rows = {draft: dict.fromkeys(("texts", "identical", "tokens", "tokens_before_parting"), 0) for draft in drafters}
     for prompt in read_prompts(PROMPTS)[:prompts]:
         input_ids = tokenizer(prompt.prompt, return_tensors="pt").input_ids.to(device)

@@ -33,6 +33,7 @@ if [[ $device == cuda* ]]; then
   "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
     { echo 'there is no GPU: give --device cpu --shape tiny to try the script without one' >&2; exit 2; }
 fi
+"$PYTHON" -m hdraft.drafting.compile_kernels 32000 --all || exit
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 summary=$output/summary.md

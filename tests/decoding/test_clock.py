@@ -11,7 +11,6 @@ from transformers import MaxTimeCriteria, StoppingCriteriaList
 
 from hdraft.decoding import custom_generate, generate, stream
 from hdraft.decoding.graphed import static_step as static
-from hdraft.drafting import DraftTree
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 
 generating = importlib.import_module("hdraft.decoding.generate")
@@ -68,43 +67,6 @@ def test_a_clock_among_the_callers_criteria_too():
     criteria = StoppingCriteriaList([MaxTimeCriteria(2.0)])
     tokens = generate(model, prompt(), HierarchyDrafter(VOCABULARY), max_new_tokens=NEW, stopping_criteria=criteria)
     assert tokens.shape[1] == PROMPT + NEW
-
-
-class Compiling:
-    """A drafter whose first draft takes 100 seconds, as where kernels are compiled."""
-
-    vocab_size = VOCABULARY
-
-    def __init__(self, slow):
-        self.first = slow(lambda: None)
-        self.sessions = 0
-
-    def session(self, prompt_ids, costs=None):
-        self.sessions += 1
-        return self
-
-    def propose(self, budget, max_depth):
-        if self.first is not None:
-            self.first()
-            self.first = None
-        return DraftTree([3], [-1])
-
-    def extend(self, token_ids, ngrams=None, candidates=None):
-        pass
-
-    def close(self):
-        pass
-
-
-def test_a_drafter_is_warmed_up_once_and_only_where_a_clock_runs(clock):
-    model, drafter = build("llama"), Compiling(clock)
-    assert generate(model, prompt(), drafter, max_new_tokens=9, max_time=2.0).shape[1] == PROMPT + 9
-    assert drafter.sessions == 2
-    generate(model, prompt(), drafter, max_new_tokens=9, max_time=2.0)
-    assert drafter.sessions == 3
-    other = Compiling(clock)
-    generate(model, prompt(), other, max_new_tokens=9)
-    assert other.sessions == 1
 
 
 def test_programs_of_static_steps_are_made_on_no_clock(clock, monkeypatch):

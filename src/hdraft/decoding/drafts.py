@@ -3,14 +3,19 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from hdraft.decoding.logs import logger
 from hdraft.drafting.drafter import Drafter, DraftSession, TokenIds, lookahead_branch
+from hdraft.drafting.kernel_cache import NotCompiledError, loading_only
 from hdraft.drafting.methods.lookahead_branch import LookaheadBranch
 from hdraft.drafting.tree import DraftTree
+
+if TYPE_CHECKING:
+    from hdraft.drafting.compiling import Compilation
 
 NO_DRAFT = DraftTree.empty()
 
@@ -18,22 +23,35 @@ NO_DRAFT = DraftTree.empty()
 class Drafts:
     """The drafts of one request; without a drafter, or after it has failed, there are none.
 
-    A failure is logged, with its traceback where the log's level is DEBUG.
+    A failure is logged, with its traceback where the log's level is DEBUG. Nothing waits for the compiler: where
+    kernels lack, there are no drafts until another process has compiled them (`drafting.compiling`).
     """
 
     def __init__(self, drafter: Drafter | None, prompt: TokenIds, costs: npt.NDArray[np.float64] | None) -> None:
         self._drafter = drafter
+        self._prompt, self._costs = prompt, costs
+        self._emitted: list[int] = []  # for a session that begins later
         self._session: DraftSession | None = None
         self._branch: LookaheadBranch | None = None
-        self._active = drafter is not None  # it has all of the text, and has not failed
+        self._compilation: Compilation | None = None
+        self._active = drafter is not None  # it can hold all of the text, and has not failed
         self._failed = False
-        if drafter is not None:
-            with self._guarded():
-                self._session = drafter.session(prompt, costs)
-                self._branch = lookahead_branch(self._session)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin the session, unless its kernels are still being compiled."""
+        if self._drafter is None or not self._active or (self._compilation and self._compilation.running()):
+            return
+        with self._guarded():
+            self._session = self._drafter.session(self._prompt, self._costs)
+            for token in self._emitted:  # each by a step of its own
+                self._session.extend([token])
+            self._branch = lookahead_branch(self._session)
 
     def propose(self, budget: int, depth: int) -> DraftTree:
         """A tree of at most `budget` nodes, none deeper than `depth`, which is at least 1: checked, whatever drafts."""
+        if self._session is None:
+            self._begin()
         if self._active and self._session is not None and self._drafter is not None:
             with self._guarded():
                 tree = self._session.propose(budget, depth)
@@ -64,20 +82,23 @@ class Drafts:
             predicted: the target's most likely token after each node of the last row of the lookahead branch, if the
                 step forwarded it.
         """
-        if not self._active or self._session is None or self._drafter is None:
+        if not self._active or self._drafter is None:
             return
         vocab_size = self._drafter.vocab_size
         held = next((place for place, token in enumerate(tokens) if token >= vocab_size), len(tokens))
-        with self._guarded():
-            ngrams = None
-            if predicted is not None and self._branch is not None and held:
-                ngrams = self._branch.advance(np.minimum(predicted, vocab_size - 1), tokens[held - 1])
-            if held:
+        self._emitted += tokens[:held]
+        if self._session is not None and held:
+            with self._guarded():
+                ngrams = None
+                if predicted is not None and self._branch is not None:
+                    ngrams = self._branch.advance(np.minimum(predicted, vocab_size - 1), tokens[held - 1])
                 self._session.extend(tokens[:held], ngrams)
         self._active &= held == len(tokens)
 
     def close(self) -> None:
         """End the request."""
+        if self._session is None:
+            self._begin()  # to learn from it, if kernels have been compiled since
         if self._session is not None:
             with self._guarded():
                 self._session.close()
@@ -85,7 +106,11 @@ class Drafts:
     @contextmanager
     def _guarded(self) -> Iterator[None]:
         try:
-            yield
+            with loading_only():
+                yield
+        except NotCompiledError:
+            self._session = self._branch = None
+            self._wait()
         except Exception as error:
             said, self._failed, self._active = self._failed, True, False
             if not said:
@@ -96,3 +121,10 @@ class Drafts:
                     error,
                     exc_info=logger.isEnabledFor(logging.DEBUG),
                 )
+
+    def _wait(self) -> None:
+        from hdraft.drafting.compiling import compile_beside  # imports every method
+
+        assert self._drafter is not None
+        self._compilation = compile_beside(self._drafter)
+        self._active = self._compilation is not None

@@ -180,7 +180,7 @@ def _prepare(
 ) -> Steps:
     """The steps of a request, none of them taken yet, from what `model.generate` has prepared."""
     drafter = request.drafter
-    with off_the_clock(stopping_criteria, request.active_drafter):
+    with off_the_clock(stopping_criteria):
         note_version()
         check_processes(model)
         check_model(model)

@@ -3,21 +3,53 @@
 The first of these that can be written: the folder that `NUMBA_CACHE_DIR` names, the package's own `__pycache__`, the
 user's cache folder, the temporary folder. If there is none, kernels are compiled in every process. What is kept is
 machine code: of the last two, a folder that somebody else may write is not used.
+
+To compile takes seconds, to load what was compiled a tenth of one. So who must not wait calls kernels within
+`loading_only`, where one that would have to be compiled raises `NotCompiledError` instead (`compiling` does it then).
 """
 
 import logging
 import os
 import stat
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator, _SourceFileBackedLocatorMixin
+from numba.core.caching import (
+    CompileResultCacheImpl,
+    FunctionCache,
+    NullCache,
+    _CacheLocator,
+    _SourceFileBackedLocatorMixin,
+)
 from numba.core.sigutils import normalize_signature
 from numba.misc.appdirs import AppDirs
 
 logger = logging.getLogger(__name__)
+
+folders: set[Path] = set()
+"""Where the kernels imported so far are kept; none where no folder can be written."""
+
+_thread = threading.local()
+
+
+class NotCompiledError(RuntimeError):
+    """A kernel that is neither compiled in this process nor kept on disk, within `loading_only`."""
+
+
+@contextmanager
+def loading_only() -> Iterator[None]:
+    """Let kernels that this thread calls raise `NotCompiledError` rather than compile."""
+    before = getattr(_thread, "loading_only", False)
+    _thread.loading_only = True
+    try:
+        yield
+    finally:
+        _thread.loading_only = before
 
 
 def keep(dispatcher: Any) -> None:
@@ -26,9 +58,10 @@ def keep(dispatcher: Any) -> None:
         dispatcher._cache = kept = _KernelCache(dispatcher.py_func)
     except Exception as error:  # Numba raises RuntimeError where its locators have no folder
         logger.debug("%s", error)
-        _warn("no folder for compiled kernels can be written: each process compiles its own (set NUMBA_CACHE_DIR)")
+        dispatcher._cache = _NoCache()
         return
     locator = kept._impl.locator
+    folders.add(Path(kept.cache_path))
     if isinstance(locator, _TemporaryFolder):
         _warn(f"compiled kernels are kept in {locator.folder.parent}: no better folder can be written")
 
@@ -110,10 +143,13 @@ class _KernelCache(FunctionCache):  # type: ignore[misc]
         except Exception as error:  # a torn file fails in every way that unpickling can
             logger.debug("%s: %s", self._name, error)
             self._start_anew()
-            return None
+            found = None
         # Two processes that save at once may give two types' code one file name.
         expected = tuple(normalize_signature(sig)[0])
-        return found if found is not None and tuple(found.signature.args) == expected else None
+        if found is not None and tuple(found.signature.args) == expected:
+            return found
+        _refuse_to_wait(self._name)
+        return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
@@ -127,3 +163,14 @@ class _KernelCache(FunctionCache):  # type: ignore[misc]
             self.flush()
         except OSError as error:
             logger.debug("%s: %s", self._name, error)
+
+
+class _NoCache(NullCache):  # type: ignore[misc]
+    def load_overload(self, sig: Any, target_context: Any) -> None:
+        _refuse_to_wait("kernels")
+        _warn("no folder for compiled kernels can be written: each process compiles its own (set NUMBA_CACHE_DIR)")
+
+
+def _refuse_to_wait(name: str) -> None:
+    if getattr(_thread, "loading_only", False):
+        raise NotCompiledError(f"not compiled yet: {name}")
