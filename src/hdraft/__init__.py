@@ -7,16 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hdraft.decoding import (
-        GenerationStats,
-        Statistics,
-        StreamedToken,
-        UnsupportedError,
-        custom_generate,
-        generate,
-        measure_costs,
-        stream,
-    )
+    from hdraft.decoding.costs import measure_costs
+    from hdraft.decoding.generate import custom_generate, generate
+    from hdraft.decoding.models.support import UnsupportedError
+    from hdraft.decoding.stats import GenerationStats, Statistics
+    from hdraft.decoding.stream import StreamedToken, stream
     from hdraft.drafting import Drafter, DraftSession, DraftTree, Source
     from hdraft.drafting.databases.model import ModelDatabase
     from hdraft.drafting.databases.statistics import StatisticsDatabase

@@ -308,7 +308,8 @@ def generate(
     from torch import manual_seed
 
     from hdraft.decoding import Statistics, stream
-    from hdraft.loading import check_room, encode_prompt, load_drafter, load_target, quieten
+    from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
+    from hdraft.loading import check_room, encode_prompt, load_target, quieten
     from hdraft.terminal import legend, open_console, show_token
 
     quieten()
@@ -330,10 +331,13 @@ def generate(
         manual_seed(seed)
     statistics = Statistics()
     with _refusals():
+        drafter = None
+        if not no_draft:
+            drafter = HierarchyDrafter.for_model(target, tokenizer, model_database, statistics_database)
         tokens = stream(
             target,
             input_ids,
-            None if no_draft else load_drafter(target, tokenizer, model_database, statistics_database),
+            drafter,
             tokenizer=tokenizer,
             budget=budget,
             statistics=statistics,

@@ -1,4 +1,4 @@
-"""A model, its tokenizer and its databases by their names, a prompt as token ids; each refusal is one line."""
+"""A model and its tokenizer by their names, a prompt as token ids; each refusal is one line."""
 
 import errno
 from collections.abc import Iterator
@@ -13,10 +13,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from hdraft.conversation import Conversation
 from hdraft.decoding.models.support import places_left, table_limits
-from hdraft.drafting.databases.model import ModelDatabase
-from hdraft.drafting.databases.statistics import StatisticsDatabase
-from hdraft.drafting.drafter import vocabulary_size
-from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.text import check_text
 
 
@@ -79,25 +75,6 @@ def load_vocabulary(name: str, trust_remote_code: bool = False) -> tuple[PreTrai
     except (OSError, ValueError):
         return tokenizer, None
     return tokenizer, getattr(config.get_text_config(), "vocab_size", None)
-
-
-def load_drafter(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    model_database: str | None = None,
-    statistics_database: str | None = None,
-) -> HierarchyDrafter:
-    """The default drafter with the databases that are named.
-
-    Raises:
-        DatabaseError, ValueError: there is no such database, or it does not fit.
-    """
-    size = vocabulary_size(model)
-    stored = None if model_database is None else ModelDatabase.from_pretrained(model_database, tokenizer, size)
-    general = None
-    if statistics_database is not None:
-        general = StatisticsDatabase.from_pretrained(statistics_database, tokenizer, size)
-    return HierarchyDrafter(size, stored, general)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, chat_template: str | None = None) -> torch.Tensor:

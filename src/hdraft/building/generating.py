@@ -12,7 +12,6 @@ import numpy as np
 from hdraft import files
 from hdraft.building.reading import BuildError, PathLike, Progress, check_ids, id_list
 from hdraft.conversation import Conversation, ConversationError
-from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.vocabulary import tokenizer_fingerprint
 from hdraft.drafting.drafter import Drafter
 
@@ -149,10 +148,10 @@ def _writing(output: Path) -> Iterator[None]:
 def _learning_drafter(vocab_size: int, finished: Sequence[Sequence[int]]) -> Drafter:
     from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 
-    database = ModelDatabase(vocab_size)
+    drafter = HierarchyDrafter.for_model(vocab_size, learn=True)
     for output_ids in finished:
-        database.learn(output_ids)
-    return HierarchyDrafter(vocab_size, model_database=database, learn=True)
+        drafter.model_database.learn(output_ids)
+    return drafter
 
 
 def _line(index: int, prompt: _Prompt, settings: str, output_ids: Sequence[int]) -> bytes:

@@ -105,10 +105,20 @@ def kernel_arguments(drafter: Drafter) -> tuple[str, ...]:
 
 
 def vocabulary_size(model: Any) -> int:
-    """How many ids a Hugging Face model knows, the `vocab_size` of its drafter: at least as many as its tokenizer.
+    """How many ids a model knows, the `vocab_size` of its drafter: at least as many as its tokenizer.
 
     Its configuration does not always say so: that of a model that also sees keeps it with the text's.
+
+    Args:
+        model: of Hugging Face, perhaps in a wrapper; or the number itself, for an engine that has no such model.
+
+    Raises:
+        ValueError: it is neither.
     """
+    if isinstance(model, int):
+        return model
+    if not hasattr(model, "get_input_embeddings"):
+        raise ValueError(f"a drafter is for a model, or for a vocabulary's size, not for a {type(model).__name__}")
     return len(model.get_input_embeddings().weight)
 
 

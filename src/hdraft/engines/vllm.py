@@ -25,8 +25,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hdraft.drafting.databases.model import ModelDatabase
-from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.drafter import TokenIds
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter, HierarchySession
 
@@ -360,8 +358,8 @@ class HierarchyProposer:
         for request in requests:
             try:
                 request.rest()
-                if self._settings.learn and (database := self._drafter.model_database) is not None:
-                    database.learn_known(request.known[request.generated :])
+                if self._settings.learn:
+                    self._drafter.model_database.learn_known(request.known[request.generated :])
             except Exception:
                 self._report()
 
@@ -386,14 +384,9 @@ def _open(settings: Settings, model_config: Any) -> HierarchyDrafter:
     tokenizer = None
     if (settings.model_database or settings.statistics_database) and not model_config.skip_tokenizer_init:
         tokenizer = _tokenizer(model_config)
-    stored = general = None
-    if settings.model_database is not None:
-        stored = ModelDatabase.from_pretrained(settings.model_database, tokenizer, vocab_size)
-    if settings.statistics_database is not None:
-        general = StatisticsDatabase.from_pretrained(settings.statistics_database, tokenizer, vocab_size)
-    if stored is None and settings.learn:
-        stored = ModelDatabase(vocab_size if general is None else general.vocab_size)
-    return HierarchyDrafter(vocab_size, stored, general)  # what is learnt, the proposer knows
+    return HierarchyDrafter.for_model(  # what is learnt, the proposer knows
+        vocab_size, tokenizer, settings.model_database, settings.statistics_database
+    )
 
 
 def _tokenizer(model_config: Any) -> Any:

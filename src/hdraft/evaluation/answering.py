@@ -112,7 +112,7 @@ class Answerer:
         self.conversation()  # refuses what cannot be, before any work
         self.drafters = {method: self._drafter(method) for method in setup.methods}
         for drafter in self.drafters.values():
-            if isinstance(drafter, HierarchyDrafter) and drafter.learn and drafter.model_database is not None:
+            if isinstance(drafter, HierarchyDrafter) and drafter.learn:
                 for output_ids in learned:
                     drafter.model_database.learn_known(output_ids)
 

@@ -16,8 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hdraft.drafting import Drafter
-from hdraft.drafting.databases.model import ModelDatabase
-from hdraft.drafting.databases.statistics import StatisticsDatabase
+from hdraft.drafting.databases.opening import open_databases
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.drafting.methods import LookaheadDrafter, PromptLookupDrafter, PublishedDrafter, RestDrafter
 
@@ -150,29 +149,15 @@ def open_drafter(
         DatabaseError, ValueError: a database that cannot be opened, two that do not belong together, or settings out
             of range.
     """
-    model_name, statistics_name = options.get("model_database"), options.get("statistics_database")
-    stored = general = None
-    if model_name is not None:
-        stored = ModelDatabase.from_pretrained(model_name, tokenizer, vocab_size)
-    if statistics_name is not None:
-        general = StatisticsDatabase.from_pretrained(statistics_name, tokenizer, vocab_size)
-    if stored is not None and general is not None:
-        known = stored.token_hashes is not None and general.token_hashes is not None
-        if not known and stored.vocab_size != general.vocab_size:
-            raise ValueError(
-                f"{model_name} holds a vocabulary of {stored.vocab_size} ids and {statistics_name} one of "
-                f"{general.vocab_size}: build both with one tokenizer"
-            )
-        told_apart = not known and tokenizer is None and stored.tokenizer and general.tokenizer
-        if not stored.fits(general) or (told_apart and stored.tokenizer != general.tokenizer):
-            raise ValueError(f"{model_name} and {statistics_name} are of different tokenizers: build both with one")
+    named = options.get("model_database"), options.get("statistics_database")
+    stored, general = open_databases(*named, tokenizer, vocab_size)
     if vocab_size is None:
         vocab_size = max((each.vocab_size for each in (stored, general) if each is not None), default=needed)
     settings = {
         name: options[name] for name in ("order", "ngram_size", "window", "guess", "previous_tokens") if name in options
     }
     if method == "hd":
-        return HierarchyDrafter(vocab_size, stored, general, learn=options["learn"])
+        return HierarchyDrafter.for_model(vocab_size, None, stored, general, learn=options["learn"])
     if method == "published":
         return PublishedDrafter(vocab_size, stored, general, **settings)
     if method == "lookahead":

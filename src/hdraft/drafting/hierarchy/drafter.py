@@ -17,14 +17,16 @@ from hdraft.drafting.databases.context import ContextDatabase
 from hdraft.drafting.databases.database import Database
 from hdraft.drafting.databases.frequent import SUFFIX_LENGTH
 from hdraft.drafting.databases.model import ModelDatabase
+from hdraft.drafting.databases.opening import Named, open_databases
 from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.databases.suffixes import SuffixArray
+from hdraft.drafting.databases.vocabulary import Tokenizer
 from hdraft.drafting.drafter import UNLIMITED, IdArray, TokenIds, check_ids, vocabulary_size
 from hdraft.drafting.hierarchy import growth, lookups, matching, mixing
 from hdraft.drafting.hierarchy.budget import BudgetRule
 from hdraft.drafting.hierarchy.experience import Experience
 from hdraft.drafting.hierarchy.growth import TreeArrays
-from hdraft.drafting.hierarchy.matching import TIERS, Databases
+from hdraft.drafting.hierarchy.matching import Databases
 from hdraft.drafting.kernel import specialised
 from hdraft.drafting.tree import DraftTree
 
@@ -68,25 +70,20 @@ class HierarchyDrafter:
         for database in (model_database, statistics_database):
             if database is not None:
                 database.check_fits(vocab_size)
-        if model_database is None and learn:
-            model_database = ModelDatabase(
-                vocab_size if statistics_database is None else statistics_database.vocab_size
-            )
-        present = [database for database in (model_database, statistics_database) if database is not None]
-        if not all(database.fits(present[0]) for database in present):
+        if model_database is None:
+            model_database = _new_model_database(vocab_size, statistics_database)
+        if statistics_database is not None and not statistics_database.fits(model_database):
             raise ValueError("the databases differ in their vocabulary: build both with this model's tokenizer")
         self.vocab_size = int(vocab_size)
         self.model_database = model_database
         self.statistics_database = statistics_database
         self.learn = learn
-        size = present[0].vocab_size if present else self.vocab_size
-        self.kernel_arguments = (str(size),)
-        self._nothing = ModelDatabase(size).snapshot()[0]
-        self._separators = np.full(TIERS, vocab_size, np.int64)
-        if model_database is not None:
-            self._separators[1:3] = model_database.separator
+        self.kernel_arguments = (str(model_database.vocab_size),)
+        self._general = (statistics_database or ModelDatabase(model_database.vocab_size)).array
+        separators = [vocab_size, model_database.separator, model_database.separator, vocab_size]
         if statistics_database is not None:
-            self._separators[3] = statistics_database.separator
+            separators[-1] = statistics_database.separator
+        self._separators = np.array(separators, np.int64)
         self._rarity = _rarity(vocab_size, statistics_database or model_database)
         self.experience = Experience() if experience is None else experience
         self._compiled: Callable[..., int] | None = None
@@ -95,15 +92,34 @@ class HierarchyDrafter:
     def for_model(
         cls,
         model: Any,
-        model_database: ModelDatabase | None = None,
-        statistics_database: StatisticsDatabase | None = None,
+        tokenizer: Tokenizer | None = None,
+        model_database: ModelDatabase | Named | None = None,
+        statistics_database: StatisticsDatabase | Named | None = None,
         *,
         learn: bool = False,
-        experience: Experience | None = None,
     ) -> "HierarchyDrafter":
-        """A drafter with the vocabulary of a Hugging Face model; the other arguments are the constructor's."""
+        """A drafter for a model, with the databases that are named.
+
+        Args:
+            model: of Hugging Face, perhaps in a wrapper; or its vocabulary's size, for an engine without such a model.
+            tokenizer: the model's. Databases that are named must be of it, and what is learnt remembers it.
+            model_database: D_m: a folder, a name on the Hugging Face Hub, or an open one.
+            statistics_database: D_s, likewise.
+            learn: whether a finished request's output joins D_m, and so may be drafted for later requests.
+
+        Raises:
+            DatabaseError, ValueError: there is no such database, or it does not fit, or the two differ.
+
+        >>> HierarchyDrafter.for_model(100, learn=True).vocab_size
+        100
+        """
         size = vocabulary_size(model)
-        return cls(size, model_database, statistics_database, learn=learn, experience=experience)
+        if tokenizer is not None and not hasattr(tokenizer, "get_vocab"):
+            raise ValueError(f"the tokenizer must be the model's own, not a {type(tokenizer).__name__}")
+        stored, general = open_databases(model_database, statistics_database, tokenizer, size)
+        if stored is None and learn:
+            stored = _new_model_database(size, general, tokenizer)
+        return cls(size, stored, general, learn=learn)
 
     def session(self, prompt_ids: TokenIds, costs: npt.NDArray[np.floating] | None = None) -> "HierarchySession":
         """Start a request; see `Drafter.session`."""
@@ -135,17 +151,13 @@ class HierarchyDrafter:
         session.extend([0] * 512)  # D_c grows
         session.propose(2).best_chain(2)
         tree_masks.warm_up()
-        database = ModelDatabase(int(self.kernel_arguments[0]), capacity=8)
+        database = ModelDatabase(self.model_database.vocab_size, capacity=8)
         for _ in range(4):
             database.learn([0, 0, 0])
 
     def _arrays(self) -> tuple[SuffixArray, SuffixArray, SuffixArray]:
-        learned, stored, statistics = self._nothing, self._nothing, self._nothing
-        if self.model_database is not None:
-            stored, learned = self.model_database.snapshot()
-        if self.statistics_database is not None:
-            statistics = self.statistics_database.array
-        return learned, stored, statistics
+        stored, learned = self.model_database.snapshot()
+        return learned, stored, self._general
 
     def _compile(self, arguments: tuple[Any, ...]) -> Callable[..., int]:
         """`advance_and_grow` for a session's arguments: the types of all sessions' are those of the first."""
@@ -225,7 +237,7 @@ class HierarchySession:
         drafter = self._drafter
         self._advance_and_grow(self._take_emitted(), _NO_PRICES)
         drafter.experience.finish(self._before, self._weights, self._rule)
-        if drafter.learn and drafter.model_database is not None and self._output:
+        if drafter.learn and self._output:
             drafter.model_database.learn_known(np.concatenate(self._output))
 
     def _take_emitted(self) -> npt.NDArray[np.int32]:
@@ -265,10 +277,17 @@ class HierarchySession:
         return self._drafter._compile(arguments)(*arguments)
 
 
-def _rarity(vocab_size: int, database: Database | None) -> npt.NDArray[np.uint8]:
+def _new_model_database(
+    vocab_size: int, statistics_database: StatisticsDatabase | None, tokenizer: Tokenizer | None = None
+) -> ModelDatabase:
+    """An empty D_m that one drafter can use with this D_s."""
+    return ModelDatabase(vocab_size if statistics_database is None else statistics_database.vocab_size, None, tokenizer)
+
+
+def _rarity(vocab_size: int, database: Database) -> npt.NDArray[np.uint8]:
     """How rare each token is in a database, from 0 for one in 32 tokens or more to 7, by factors of four."""
     rarity = np.full(vocab_size, 7, np.uint8)
-    if database is not None and len(database.tokens):
+    if len(database.tokens):
         counts = np.diff(database.array.starts.astype(np.int64))[: min(database.vocab_size, vocab_size)]
         bits = np.log2(len(database.tokens) / np.maximum(counts, 1))
         rarity[: len(counts)] = np.clip((bits - 5) / 2, 0, 7)
