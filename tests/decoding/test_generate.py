@@ -93,7 +93,7 @@ def test_no_end_of_sequence(model, text):
 def test_start_from_bos(model):
     expected = plain(model, None, max_new_tokens=20)
     tokens, _ = drafted(model, torch.tensor([[1]]), expected[0].tolist(), max_new_tokens=20)
-    assert tokens.tolist() == expected.tolist() == generate(model, max_new_tokens=20).tolist()
+    assert tokens.tolist() == expected.tolist() == generate(model, drafter=None, max_new_tokens=20).tolist()
 
 
 def test_stop_strings_in_mid_draft():
@@ -286,7 +286,7 @@ def test_going_on_from_a_cache(name):
 
 
 def test_model_generate_goes_on_from_our_cache(model):
-    first = generate(model, prompt(), max_new_tokens=20, return_dict_in_generate=True)
+    first = generate(model, prompt(), None, max_new_tokens=20, return_dict_in_generate=True)
     longer = torch.cat((first.sequences, prompt(6, seed=9)), dim=1)
     expected = plain(model, longer, max_new_tokens=20)
     assert plain(model, longer, max_new_tokens=20, past_key_values=first.past_key_values).tolist() == expected.tolist()
@@ -305,7 +305,7 @@ def test_budget(model, text, options):
 
 def test_no_drafter_is_ordinary_decoding(model, text):
     statistics = Statistics()
-    assert generate(model, prompt(), max_new_tokens=NEW, statistics=statistics)[0].tolist() == text
+    assert generate(model, prompt(), None, max_new_tokens=NEW, statistics=statistics)[0].tolist() == text
     assert statistics.mean_accepted_tokens == 1.0
 
 
@@ -348,8 +348,8 @@ def test_bare_custom_generate_streams_text_as_generate_does(skip_prompt, capsys)
 
 def test_input_ids_as_keywords(model, text):
     batch = {"input_ids": prompt(), "attention_mask": torch.ones_like(prompt())}
-    assert generate(model, **batch, max_new_tokens=NEW)[0].tolist() == text
-    assert generate(model, inputs=prompt(), max_new_tokens=NEW)[0].tolist() == text
+    assert generate(model, **batch, drafter=None, max_new_tokens=NEW)[0].tolist() == text
+    assert generate(model, inputs=prompt(), drafter=None, max_new_tokens=NEW)[0].tolist() == text
 
 
 def test_session_closes_when_the_model_fails(model, text):

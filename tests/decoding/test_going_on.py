@@ -21,7 +21,7 @@ def prompt(length=PROMPT, seed=5):
 
 def first(model, ids, step=None, **options):
     """The sequence and the cache of a request."""
-    output = generate(model, ids, max_new_tokens=12, return_dict_in_generate=True, step=step, **options)
+    output = generate(model, ids, None, max_new_tokens=12, return_dict_in_generate=True, step=step, **options)
     return output.sequences, output[output_cache_field()]
 
 
@@ -83,7 +83,7 @@ def test_what_the_texts_share_is_not_computed_again(name, step, cut, rows, monke
     forwarded = rows_forwarded(model, monkeypatch)
     told, cache = first(model, prompt(), step)
     ids = torch.cat((told[:, :cut], prompt(40 - cut, seed=9)), dim=1)
-    generate(model, ids, past_key_values=cache, max_new_tokens=3)
+    generate(model, ids, None, past_key_values=cache, max_new_tokens=3)
     assert forwarded[-3:] == [rows, 1, 1]
 
 
@@ -124,7 +124,7 @@ def test_a_cache_that_others_have_gone_on_with_or_cut():
 def test_an_empty_cache_is_filled_by_a_stream(name):
     model = build(name)
     cache = GrowingCache(model.config)
-    told = [token.id for token in stream(model, prompt(), cache=cache, max_new_tokens=12)]
+    told = [token.id for token in stream(model, prompt(), None, cache=cache, max_new_tokens=12)]
     assert cache.get_seq_length() == PROMPT + 11
     longer = torch.cat((prompt(), torch.tensor([told]), prompt(6, seed=9)), dim=1)
     compare(model, longer, cache)
@@ -150,7 +150,7 @@ def test_a_cache_left_by_a_request_that_failed(name, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(layer, "forward", fail)
         with pytest.raises(RuntimeError, match="in the middle"):
-            generate(model, longer, past_key_values=cache, max_new_tokens=4)
+            generate(model, longer, None, past_key_values=cache, max_new_tokens=4)
     compare(model, longer, cache)
 
 
@@ -174,5 +174,5 @@ def test_a_conversation_that_is_edited_at_random():
         more = torch.randint(2, VOCABULARY, (1, int(torch.randint(1, 12, (1,), generator=random))), generator=random)
         ids = torch.cat((sequence[:, :cut], more), dim=1)
         expected = model.generate(ids, max_new_tokens=8)
-        sequence = generate(model, ids, past_key_values=cache, max_new_tokens=8, statistics=statistics)
+        sequence = generate(model, ids, None, past_key_values=cache, max_new_tokens=8, statistics=statistics)
         assert sequence.tolist() == expected.tolist()

@@ -146,7 +146,7 @@ def test_earlier_requests_leave_no_frequencies_behind():
     restore_frequencies(model.modules())
     expected = model.generate(ids, max_new_tokens=20).tolist()  # leaves those of its last token
     for _ in range(2):
-        assert generate(model, ids, max_new_tokens=20).tolist() == expected
+        assert generate(model, ids, None, max_new_tokens=20).tolist() == expected
     assert model.generate(ids, max_new_tokens=20).tolist() == expected
 
 
@@ -275,7 +275,7 @@ def test_inference_mode_on_one_side_only(inside_first):
     model = build("llama")
     expected = model.generate(prompt(), max_new_tokens=20)
     with torch.inference_mode(inside_first):
-        first = generate(model, prompt(), max_new_tokens=10, return_dict_in_generate=True)
+        first = generate(model, prompt(), None, max_new_tokens=10, return_dict_in_generate=True)
     oracle = OracleDrafter(VOCABULARY, expected[0].tolist(), PROMPT + 10)
     with torch.inference_mode(not inside_first):
         cache = first.past_key_values

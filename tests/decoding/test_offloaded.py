@@ -51,7 +51,7 @@ def test_the_same_tokens(offload, options, tmp_path, caplog):
         assert max(map(len, oracle.extended)) > 3
     assert caplog.text.count("steps are dynamic and not static") == 1
     torch.manual_seed(1)
-    tokens = [token.id for token in stream(model, prompt(), max_new_tokens=30, **options)]
+    tokens = [token.id for token in stream(model, prompt(), None, max_new_tokens=30, **options)]
     assert tokens == expected[0, PROMPT:].tolist()
 
 

@@ -162,14 +162,14 @@ def test_a_mask_for_another_sequence(model):
 
 @pytest.mark.parametrize("name", ["mistral-sliding", "gemma3"])
 def test_a_cache_of_another_model(name):
-    cache = generate(build("llama"), prompt(), max_new_tokens=4, return_dict_in_generate=True).past_key_values
+    cache = generate(build("llama"), prompt(), None, max_new_tokens=4, return_dict_in_generate=True).past_key_values
     with pytest.raises(ValueError, match="other layers"):
         generate(build(name), prompt(PROMPT + 9), past_key_values=cache)
 
 
 def test_a_prompt_in_chunks_behind_a_cache_where_generate_may_lose_it():
     model = build("llama-longrope")
-    cache = generate(model, prompt(), max_new_tokens=4, return_dict_in_generate=True).past_key_values
+    cache = generate(model, prompt(), None, max_new_tokens=4, return_dict_in_generate=True).past_key_values
     options = {"past_key_values": cache, "prefill_chunk_size": 5}
     assert refusal(generate, model, prompt(PROMPT + 9), **options).startswith("prefill_chunk_size")
 

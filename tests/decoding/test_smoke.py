@@ -46,7 +46,7 @@ def test_text_and_stop_strings():
 
 def test_going_on():
     model = build("llama")
-    first = generate(model, prompt(), max_new_tokens=20, return_dict_in_generate=True)
+    first = generate(model, prompt(), None, max_new_tokens=20, return_dict_in_generate=True)
     longer = torch.cat((first.sequences, prompt(9)), dim=1)
     expected = model.generate(longer, max_new_tokens=20)
     oracle = OracleDrafter(VOCABULARY, expected[0].tolist(), longer.shape[1])

@@ -205,7 +205,7 @@ def test_arguments_of_decoding_are_taken():
     tokenizer.add_special_tokens({"additional_special_tokens": [tokenizer.convert_ids_to_tokens(expected[3])]})
     for skip in (True, False):
         options = {"skip_special_tokens": skip, "clean_up_tokenization_spaces": False}
-        text = "".join(t.text for t in stream(model, ids, tokenizer=tokenizer, max_new_tokens=20, **options))
+        text = "".join(t.text for t in stream(model, ids, None, tokenizer=tokenizer, max_new_tokens=20, **options))
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, **options)
         model.generate(ids, streamer=streamer, max_new_tokens=20)
         assert text == "".join(streamer) == tokenizer.decode(expected, **options)
@@ -233,7 +233,7 @@ def test_arguments_are_checked_at_the_call():
 def test_two_streams_at_once():
     model = build("llama")
     options = {"max_new_tokens": 20}
-    expected = [generate(model, prompt(seed=seed), **options)[0, PROMPT:].tolist() for seed in (1, 2)]
+    expected = [generate(model, prompt(seed=seed), None, **options)[0, PROMPT:].tolist() for seed in (1, 2)]
     streams = [stream(model, prompt(seed=s), oracle(model, prompt(seed=s), **options), **options) for s in (1, 2)]
     got = [[a.id, b.id] for a, b in zip(*streams, strict=True)]
     assert [list(column) for column in zip(*got, strict=True)] == expected
@@ -245,7 +245,7 @@ def test_two_streams_past_the_trained_length():
     for ids in prompts:
         restore_frequencies(model.modules())
         expected.append(model.generate(ids, max_new_tokens=40)[0, ids.shape[1] :].tolist())
-    streams = [stream(model, ids, max_new_tokens=40) for ids in prompts]
+    streams = [stream(model, ids, None, max_new_tokens=40) for ids in prompts]
     got = [[a.id, b.id] for a, b in zip(*streams, strict=True)]
     assert [list(column) for column in zip(*got, strict=True)] == expected
 

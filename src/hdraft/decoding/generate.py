@@ -46,11 +46,11 @@ from hdraft.decoding.options import (
     sort_prepared,
     text_positions,
 )
-from hdraft.decoding.request import DecodingRequest
+from hdraft.decoding.request import AnyDrafter, DecodingRequest
 from hdraft.decoding.stats import GenerationStats
 from hdraft.decoding.target import Target
 from hdraft.decoding.verification import Argmax, Processed
-from hdraft.drafting.drafter import UNLIMITED, Drafter, lookahead_nodes, weighs_costs
+from hdraft.drafting.drafter import UNLIMITED, lookahead_nodes, weighs_costs
 
 Output = Tensor | GenerateDecoderOnlyOutput
 Steps = Generator[Emitted, None, Output]
@@ -62,7 +62,7 @@ T = TypeVar("T")
 def generate(
     model: PreTrainedModel,
     input_ids: Tensor | None = None,
-    drafter: Drafter | None = None,
+    drafter: AnyDrafter = "auto",
     *,
     budget: int = 64,
     statistics: GenerationStats | None = None,
@@ -75,7 +75,8 @@ def generate(
     Args:
         model: a decoder with a key-value cache, of transformers, or in PEFT's wrapper.
         input_ids: int[1, length], the prompt; None starts from the model's bos token.
-        drafter: proposes the tokens to verify; None for ordinary decoding.
+        drafter: proposes the tokens to verify. "auto" is the model's own, with D_c alone: made at its first request,
+            kept with it, and used for later ones; None is ordinary decoding.
         budget: the most draft tokens in one step; 0 switches drafting off.
         statistics: filled in while it runs.
         costs: float[m], the time of a step over 0, 1, 2, … draft tokens, for a drafter that weighs it. Measured once
@@ -90,15 +91,15 @@ def generate(
 
     Raises:
         UnsupportedError: before any work, for a model or an option that cannot be honoured.
-        ValueError: an empty prompt, one of another shape, a drafter for another vocabulary, costs that are no times,
-            or an unknown kind of step.
+        ValueError: an empty prompt, one of another shape, no drafter or one for another vocabulary, costs that are no
+            times, or an unknown kind of step.
     """
     request = DecodingRequest(drafter, budget, costs, step, statistics, options.get("streamer"))
     return call_generate(model, input_ids, request, _take_all, options)
 
 
 def custom_generate(
-    drafter: Drafter | None = None,
+    drafter: AnyDrafter = "auto",
     *,
     budget: int = 64,
     statistics: GenerationStats | None = None,
@@ -179,12 +180,13 @@ def _prepare(
     **arguments: Any,
 ) -> Steps:
     """The steps of a request, none of them taken yet, from what `model.generate` has prepared."""
-    drafter = request.drafter
     with off_the_clock(stopping_criteria):
         note_version()
         check_processes(model)
         check_model(model)
         check_adapters(model)
+        drafter = request.drafter_for(model)
+        request = replace(request, drafter=drafter)
         check_options(vars(generation_config), vars(model.generation_config))
         cache, extras = sort_prepared(model, arguments, user)
         continued = check_prepared(model, input_ids, cache, attention_mask, generation_config)

@@ -1,16 +1,21 @@
 """The arguments of `generate`, `stream` and `custom_generate` that are hdraft's own, in one object."""
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from hdraft.decoding.graphed.static_step import StepKind
+from hdraft.decoding.models.drafters import kept_drafter
 from hdraft.decoding.stats import GenerationStats
 from hdraft.drafting.drafter import Drafter
 from hdraft.drafting.hierarchy.budget import check_costs
+
+AnyDrafter = Drafter | Literal["auto"] | None
+"""What drafts: one of the caller's own, the model's own ("auto"), or nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,10 +23,10 @@ class DecodingRequest:
     """The arguments of `generate` that `model.generate` does not know, as described there.
 
     Raises:
-        ValueError: no such kind of step, or costs that are no times.
+        ValueError: no such drafter or kind of step, or costs that are no times.
     """
 
-    drafter: Drafter | None = None
+    drafter: AnyDrafter = "auto"
     budget: int = 64
     costs: npt.NDArray[np.float64] | None = None
     step: StepKind | None = None
@@ -29,12 +34,31 @@ class DecodingRequest:
     streamer: BaseStreamer | None = None
 
     def __post_init__(self) -> None:
+        _check_drafter(self.drafter)
         if self.step is not None and self.step not in get_args(StepKind):
             raise ValueError(f"no step {self.step!r}: there are {', '.join(get_args(StepKind))}")
         if self.costs is not None:
             check_costs(self.costs)
 
+    def drafter_for(self, model: PreTrainedModel) -> Drafter | None:
+        """The drafter; for "auto" the one that is kept with the model, which is not made for a budget of 0."""
+        if isinstance(self.drafter, str):
+            return kept_drafter(model) if self.budget > 0 else None
+        return self.drafter
+
     @property
     def active_drafter(self) -> Drafter | None:
-        """The drafter, unless a budget of 0 switches it off."""
+        """The drafter, which is "auto" no longer, unless a budget of 0 switches it off."""
+        assert not isinstance(self.drafter, str), "drafter_for finds it"
         return self.drafter if self.budget > 0 else None
+
+
+def _check_drafter(drafter: object) -> None:
+    if drafter is None or (isinstance(drafter, str) and drafter == "auto"):
+        return
+    if not hasattr(drafter, "session") or not hasattr(drafter, "vocab_size"):  # a class has no vocab_size
+        what = repr(drafter[:40]) if isinstance(drafter, str) else f"a {type(drafter).__name__}"
+        raise ValueError(
+            f'the drafter is {what}: it must be "auto", None for ordinary decoding, or a drafter such as'
+            " HierarchyDrafter.for_model(model)"
+        )

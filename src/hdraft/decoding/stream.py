@@ -14,9 +14,8 @@ from hdraft.decoding.generate import Steps, call_generate
 from hdraft.decoding.graphed.static_step import StepKind
 from hdraft.decoding.models.adapters import PER_REQUEST
 from hdraft.decoding.models.support import UnsupportedError
-from hdraft.decoding.request import DecodingRequest
+from hdraft.decoding.request import AnyDrafter, DecodingRequest
 from hdraft.decoding.stats import GenerationStats
-from hdraft.drafting.drafter import Drafter
 from hdraft.drafting.tree import Source
 
 DECODING = frozenset(("skip_special_tokens", "clean_up_tokenization_spaces", "spaces_between_special_tokens"))
@@ -42,7 +41,7 @@ class StreamedToken:
 def stream(
     model: PreTrainedModel,
     input_ids: Tensor | None = None,
-    drafter: Drafter | None = None,
+    drafter: AnyDrafter = "auto",
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     budget: int = 64,

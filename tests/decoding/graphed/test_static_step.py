@@ -242,7 +242,7 @@ def test_many_models_are_compiled_in_one_process(monkeypatch):
     models = [copy.deepcopy(build(name)) for name in ("llama", "qwen2", "gemma")]
     with torch._dynamo.config.patch(recompile_limit=1):
         for model in models:
-            generate(model, prompt(), max_new_tokens=4, step="compiled")
+            generate(model, prompt(), None, max_new_tokens=4, step="compiled")
     assert {idle(model).kind for model in models} == {"compiled"}
     gone = weakref.ref(models.pop())
     del model
@@ -371,7 +371,7 @@ def test_requests_in_threads(model, kind, monkeypatch):
 
     def request(number):
         for _ in range(3):
-            outputs[number] = generate(model, ids[number], max_new_tokens=NEW, step=kind).tolist()
+            outputs[number] = generate(model, ids[number], None, max_new_tokens=NEW, step=kind).tolist()
 
     threads = [threading.Thread(target=request, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -418,7 +418,7 @@ def test_without_memory_to_grow_no_text_is_lost(model, monkeypatch):
     assert output.sequences.tolist() == expected[:, :-20].tolist() and len(made) == 2
     cache = output.past_key_values
     assert cache.get_seq_length() == 579
-    assert generate(model, output.sequences, past_key_values=cache, max_new_tokens=20).tolist() == expected.tolist()
+    assert torch.equal(generate(model, output.sequences, None, past_key_values=cache, max_new_tokens=20), expected)
 
 
 def test_without_memory_at_the_end_the_cache_takes_the_buffers(model, monkeypatch):
@@ -429,10 +429,10 @@ def test_without_memory_at_the_end_the_cache_takes_the_buffers(model, monkeypatc
 
     monkeypatch.setattr(StaticCache, "store", no_copy)
     expected = model.generate(prompt(), max_new_tokens=60)
-    output = generate(model, prompt(), max_new_tokens=30, return_dict_in_generate=True, step="captured")
+    output = generate(model, prompt(), None, max_new_tokens=30, return_dict_in_generate=True, step="captured")
     compare(model, prompt(seed=9), {}, step="captured")  # in other buffers
     cache = output.past_key_values
-    assert generate(model, output.sequences, past_key_values=cache, max_new_tokens=30).tolist() == expected.tolist()
+    assert torch.equal(generate(model, output.sequences, None, past_key_values=cache, max_new_tokens=30), expected)
 
 
 def test_a_capture_without_memory_costs_that_graph_alone(model, monkeypatch, caplog):
@@ -481,7 +481,7 @@ def test_steps_under_autocast_are_dynamic(model, caplog):
     logs._said.clear()
     compare(model, prompt(), {}, step="captured")
     with torch.autocast("cpu", torch.bfloat16):
-        generate(model, prompt(), max_new_tokens=20, step="captured")
+        generate(model, prompt(), None, max_new_tokens=20, step="captured")
     assert "steps are dynamic and not captured: autocast is on" in caplog.text
     compare(model, prompt(), {}, step="captured")
 
@@ -507,7 +507,7 @@ def test_buffers_are_let_go_before_others_are_made(model, monkeypatch):
     gc.disable()
     try:
         for kind in ("static", "captured", "static", "captured"):
-            generate(model, prompt(), max_new_tokens=10, step=kind)
+            generate(model, prompt(), None, max_new_tokens=10, step=kind)
     finally:
         gc.enable()
     assert len(alive) == 4 and most == 0
@@ -551,7 +551,7 @@ def test_going_on_from_a_cache(name, first, then, monkeypatch):
     output = generate(model, prompt(), OracleDrafter(VOCABULARY, expected[0].tolist(), PROMPT), **options)
     assert isinstance(output.past_key_values, GrowingCache)
     assert output.past_key_values.get_seq_length() == output.sequences.shape[1] - 1
-    generate(model, prompt(seed=9), max_new_tokens=30, step=first)  # another request in the same buffers
+    generate(model, prompt(seed=9), None, max_new_tokens=30, step=first)  # another request in the same buffers
     cache = copy.deepcopy(output.past_key_values)
     assert model.generate(output.sequences, past_key_values=cache, max_new_tokens=40).tolist() == expected.tolist()
     oracle = OracleDrafter(VOCABULARY, expected[0].tolist(), PROMPT + 20)
@@ -560,7 +560,7 @@ def test_going_on_from_a_cache(name, first, then, monkeypatch):
     assert tokens.tolist() == expected[:, :-20].tolist()
     # the caller's cache goes on, as model.generate's does
     assert cache.get_seq_length() == tokens.shape[1] - 1
-    assert generate(model, tokens, past_key_values=cache, max_new_tokens=20).tolist() == expected.tolist()
+    assert generate(model, tokens, None, past_key_values=cache, max_new_tokens=20).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("inside_first", [True, False])
@@ -584,7 +584,7 @@ def test_scores_and_processors(model):
 
 def test_a_stopped_stream_leaves_the_step_to_the_next_request(model):
     expected = model.generate(prompt(), max_new_tokens=NEW)
-    tokens = stream(model, prompt(), max_new_tokens=NEW, step="captured")
+    tokens = stream(model, prompt(), None, max_new_tokens=NEW, step="captured")
     assert [next(tokens).id for _ in range(10)] == expected[0, PROMPT : PROMPT + 10].tolist()
     tokens.close()
     step = idle(model)
@@ -594,7 +594,7 @@ def test_a_stopped_stream_leaves_the_step_to_the_next_request(model):
 
 def test_memory_goes_with_the_model():
     model = copy.deepcopy(build("llama"))
-    generate(model, prompt(), max_new_tokens=10, step="static")
+    generate(model, prompt(), None, max_new_tokens=10, step="static")
     step, gone = weakref.ref(idle(model)), weakref.ref(model)
     del model
     gc.collect()
@@ -602,7 +602,7 @@ def test_memory_goes_with_the_model():
 
 
 def test_stray_numbers_in_unused_slots_do_no_harm(model):
-    generate(model, prompt(300), max_new_tokens=NEW, step="captured")
+    generate(model, prompt(300), None, max_new_tokens=NEW, step="captured")
     for layout in idle(model).cache.layouts.values():
         for buffer in layout.buffers:
             buffer.fill_(1e30)  # of an earlier text, if a large one
@@ -641,7 +641,7 @@ def test_an_unknown_step_is_refused(model):
 def test_ordinary_decoding_takes_the_same_step(model):
     statistics = Statistics()
     expected = model.generate(prompt(), max_new_tokens=NEW)
-    tokens = generate(model, prompt(), max_new_tokens=NEW, step="captured", statistics=statistics)
+    tokens = generate(model, prompt(), None, max_new_tokens=NEW, step="captured", statistics=statistics)
     assert tokens.tolist() == expected.tolist()
     assert statistics.mean_accepted_tokens == 1 and set(idle(model).programs) == {(1, 256)}
 

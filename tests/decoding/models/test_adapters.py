@@ -123,12 +123,12 @@ def test_bare_custom_generate_in_a_wrapper():
 
 def test_a_cache_of_one_adapter_is_no_cache_of_another():
     model = wrapped(adapters=("first", "second"), **LORA)
-    cache = generate(model, prompt(), max_new_tokens=9, return_dict_in_generate=True)[-1]
+    cache = generate(model, prompt(), None, max_new_tokens=9, return_dict_in_generate=True)[-1]
     model.set_adapter("second")
     longer = torch.cat((prompt(), prompt(7)), dim=1)
     expected = model.generate(input_ids=longer, max_new_tokens=20)
     for _ in range(2):
-        assert generate(model, longer, cache=cache, max_new_tokens=20).tolist() == expected.tolist()
+        assert generate(model, longer, None, cache=cache, max_new_tokens=20).tolist() == expected.tolist()
 
 
 LEARNT = {

@@ -63,7 +63,7 @@ def test_steps_without_drafts_run_what_generate_runs(model, step, options):
     reading = 1 if not options else 4
     assert {kernel for _, kernel in passes[:reading]} == {"grouped_mm"}
     assert passes[reading:] == [(1, "batched_mm")] * (NEW - 1)
-    assert torch.equal(generate(model, prompt(), max_new_tokens=NEW, step=step, **options), tokens)
+    assert torch.equal(generate(model, prompt(), None, max_new_tokens=NEW, step=step, **options), tokens)
     if step == "static":  # the first step of a size is run twice
         del model.passes[reading]
     assert model.passes == passes
@@ -104,7 +104,7 @@ def test_where_generate_changes_no_kernel_there_is_no_limit_and_nothing_is_said(
     model = build(name)
     assert experts.most_rows(model) == UNLIMITED
     with caplog.at_level(logging.WARNING, "hdraft"):
-        generate(model, prompt(), max_new_tokens=4)
+        generate(model, prompt(), None, max_new_tokens=4)
     assert not caplog.text
 
 

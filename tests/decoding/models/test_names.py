@@ -86,7 +86,7 @@ def test_the_names_of_this_version():
 
 @pytest.mark.parametrize("name", names.CACHE[:2])
 def test_a_cache_is_taken_by_the_name_of_any_version(name, expected):
-    first = generate(build("llama"), prompt(), max_new_tokens=10, return_dict_in_generate=True)
+    first = generate(build("llama"), prompt(), None, max_new_tokens=10, return_dict_in_generate=True)
     cache = first[output_cache_field()]
     drafter = OracleDrafter(VOCABULARY, expected[0].tolist(), PROMPT + 10)
     tokens = generate(build("llama"), first.sequences, drafter, max_new_tokens=30, **{name: cache})
@@ -174,7 +174,7 @@ def test_a_padded_prompt_for_a_model_without_masks_is_refused():
 def test_a_version_newer_than_those_tested_is_said_once(monkeypatch, said, version, lines):
     monkeypatch.setattr(names, "transformers_version", version)
     for _ in range(2):
-        generate(build("llama"), prompt(), max_new_tokens=2)
+        generate(build("llama"), prompt(), None, max_new_tokens=2)
     assert said.text.count("is newer than those tested") == lines
 
 
@@ -200,7 +200,7 @@ def test_settings_that_come_with_a_model_and_change_no_token_are_ignored(said, e
         tokens = model.generate(prompt(), custom_generate=method, max_new_tokens=40)
     else:
         tokens = generate(model, prompt(), oracle(expected), max_new_tokens=40)
-        assert generate(model, prompt(), max_new_tokens=40).tolist() == expected.tolist()
+        assert generate(model, prompt(), None, max_new_tokens=40).tolist() == expected.tolist()
     assert tokens.tolist() == expected.tolist()
     assert said.text.count(f"{name}={value!r} of the model's generation_config is ignored") == (value != "hybrid")
 
@@ -210,7 +210,7 @@ def test_settings_that_come_with_a_model_and_change_tokens_are_refused():
     model.generation_config.num_beams = 3
     with pytest.raises(UnsupportedError, match=r"^num_beams=3"):
         generate(model, prompt())
-    assert generate(model, prompt(), num_beams=1, max_new_tokens=2).shape[1] == PROMPT + 2
+    assert generate(model, prompt(), None, num_beams=1, max_new_tokens=2).shape[1] == PROMPT + 2
 
 
 def test_no_names_are_looked_up_in_vain():
