@@ -5,6 +5,7 @@ import errno
 import gzip
 import os
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -131,8 +132,12 @@ def _write(descriptor: int, path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path, patience: float = 0.0) -> Iterator[None]:
     """Hold a file or folder against other writers; a process that dies lets go of it.
+
+    Args:
+        path: the file or folder.
+        patience: seconds to wait for another that holds it.
 
     Raises:
         BlockingIOError: another process, or another thread, holds it.
@@ -144,12 +149,18 @@ def exclusive(path: Path) -> Iterator[None]:
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(errno.EWOULDBLOCK, "another process is writing it") from None
-        except OSError:
-            pass  # a file system without locks
+        end = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise BlockingIOError(errno.EWOULDBLOCK, "another process is writing it") from None
+                time.sleep(0.01)
+                continue
+            except OSError:
+                pass  # a file system without locks
+            break
         yield
     finally:
         os.close(descriptor)

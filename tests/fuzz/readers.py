@@ -14,6 +14,7 @@ import gzip
 import io
 import json
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -249,6 +250,10 @@ def tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<end>")
 
 
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
 def _write(folder: Path, name: str, data: bytes) -> Path:
     (folder / name).write_bytes(data)
     return folder / name
@@ -324,6 +329,59 @@ def read_databases(rng: Rng, folder: Path) -> Callable[[], object]:
     return read
 
 
+@cache
+def state_files() -> dict[str, bytes]:
+    """The files of what a drafter has learnt."""
+    drafter = HierarchyDrafter(VOCABULARY, learn=True)
+    for number in range(9):
+        session = drafter.session([number, 2, 3])
+        session.extend([1 + i % (7 + number) for i in range(60)])
+        session.close()
+    with tempfile.TemporaryDirectory() as folder:
+        drafter.save(folder)
+        return {str(path.relative_to(folder)): path.read_bytes() for path in _files(Path(folder))}
+
+
+def spoil_floats(rng: Rng, data: bytes) -> bytes:
+    """Other numbers behind the first line, in the places of some."""
+    header, line_break, content = data.partition(b"\n")
+    values = np.frombuffer(content[: len(content) // 8 * 8], "<f8").copy()
+    for _ in range(rng.choice([1, 1, 99])):
+        chosen = rng.choice([0.0, -1.0, np.nan, np.inf, 1e308, 5e-324, 1e-9, 999.0, rng.random()])
+        values[rng.randrange(len(values))] = chosen
+    return header + line_break + values.tobytes()
+
+
+def read_states(rng: Rng, folder: Path) -> Callable[[], object]:
+    """What cannot be refused must not stop a drafter that goes on from it, nor make it read where it may not."""
+    (folder / "learned").mkdir()
+    for name, data in state_files().items():
+        chance = rng.random()
+        if name == "experience.bin" and chance < 0.4:
+            data = spoil_floats(rng, data)
+        elif name == "experience.bin" and chance < 0.6:
+            header, _, content = data.partition(b"\n")
+            data = nearly(rng, lambda _, header=header: header) + b"\n" + content  # type: ignore[misc]
+        elif chance < 0.1 or (name.endswith("manifest.json") and chance < 0.4):
+            data = spoil(rng, data)
+        elif chance < 0.25 and name.endswith(".npy"):  # of the right size
+            data = data[:128] + rng.randbytes(len(data) - 128)
+        if chance < 0.97:
+            _write(folder, name, data)
+
+    def read() -> None:
+        drafter = HierarchyDrafter(VOCABULARY, learn=True)
+        drafter.load(folder)
+        session = drafter.session([1, 2, 3], np.linspace(1, 2, 65))
+        for _ in range(3):
+            session.propose(16, 8).check(VOCABULARY, 16, 8)
+            session.extend([rng.randrange(60), 2])
+        session.close()
+        assert drafter.experience.snapshot().sound()
+
+    return read
+
+
 def read_templates(rng: Rng, folder: Path) -> Callable[[], object]:
     path = _write(folder, "t.jinja", nearly(rng, template))
     said = rng.choice(["hello", "", "é\ud800", "日本"])
@@ -388,6 +446,7 @@ READERS: dict[str, tuple[Callable[[Rng, Path], Callable[[], object]], int]] = {
     "answers": (read_answer_folders, 8),
     "costs": (read_costs, 3),
     "databases": (read_databases, 8),
+    "states": (read_states, 8),
     "templates": (read_templates, 3),
     "prompt_files": (read_prompt_files, 3),
     "prompts": (read_prompts, 1),
@@ -432,16 +491,16 @@ def run(reader: str, seed: int, folder: Path) -> str | None:
     """One input of a reader; what is wrong, as a traceback or a line, or None."""
     rng = random.Random(f"{reader} {seed}")
     for path in folder.iterdir():
-        path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     read = READERS[reader][0](rng, folder)
-    before = {path: path.read_bytes() for path in folder.iterdir()}
+    before = {path: path.read_bytes() for path in _files(folder)}
     try:
         with patience():
             read()
     except (Exception, HangError) as error:
         if not (isinstance(error, Exception) and is_refusal(reader, error)):
             return traceback.format_exc()
-    after = {path: path.read_bytes() for path in folder.iterdir()}
+    after = {path: path.read_bytes() for path in _files(folder)}
     if after != before:
         return f"files changed: {sorted(path.name for path in before.keys() | after.keys())}"
     return None

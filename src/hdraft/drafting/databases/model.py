@@ -11,7 +11,7 @@ from hdraft.drafting.databases.database import Database
 from hdraft.drafting.databases.sorting import append, build, drop_oldest
 from hdraft.drafting.databases.suffixes import SuffixArray
 from hdraft.drafting.databases.vocabulary import Tokenizer
-from hdraft.drafting.drafter import TokenIds
+from hdraft.drafting.drafter import IdArray, TokenIds
 
 CAPACITY = 2**20
 """How many tokens a database learns before it drops the oldest."""
@@ -72,14 +72,38 @@ class ModelDatabase(Database):
 
     def learn_known(self, output_ids: TokenIds) -> None:
         """Take in what of a finished output is within the vocabulary: each piece between other ids as a document."""
-        output = np.asarray(output_ids)
-        unknown = np.flatnonzero((output < 0) | (output >= self.vocab_size)).tolist()
-        for begin, end in zip([0, *(place + 1 for place in unknown)], [*unknown, len(output)], strict=True):
-            self.learn(output[begin:end])
+        for piece in self._known(np.asarray(output_ids)):
+            self.learn(piece)
+
+    def learned(self) -> "ModelDatabase":
+        """What has been learned, as a database of its own, which holds it as it is now."""
+        database = ModelDatabase(self.vocab_size, self.eos_token_id, self.tokenizer, self._learned)
+        database.token_hashes = self.token_hashes
+        return database
+
+    def relearn(self, database: "ModelDatabase") -> None:
+        """Put what another database holds in the place of what has been learned: its newest `capacity` tokens.
+
+        Only its tokens are read. They are sorted anew, so that nothing else of a file need be right.
+        """
+        newest = database.tokens[-self.capacity :]
+        if len(newest) < len(database.tokens):
+            newest = newest[int(np.argmax(newest == database.separator)) + 1 :]
+        pieces = (piece for document in database._split(newest) for piece in self._known(document))
+        documents = [document for piece in pieces if len(document := self._document(piece)) > 1]
+        learned = self._sorted(np.concatenate(documents) if documents else ())
+        with self._lock:
+            self._learned = learned
 
     def documents(self) -> Iterator[npt.NDArray[np.unsignedinteger]]:
         """The documents, stored then learned, oldest first, without what ends them; empty ones are left out."""
         return chain.from_iterable(map(self._split, (array.tokens for array in self.snapshot())))
+
+    def _known(self, ids: IdArray) -> Iterator[IdArray]:
+        """The pieces of a text between ids that are outside the vocabulary."""
+        unknown = np.flatnonzero((ids < 0) | (ids >= self.vocab_size)).tolist()
+        for begin, end in zip([0, *(place + 1 for place in unknown)], [*unknown, len(ids)], strict=True):
+            yield ids[begin:end]
 
     def _to_save(self) -> SuffixArray:
         """Stored and learned together, the newest, in no more room than the larger of what is stored and `capacity`."""

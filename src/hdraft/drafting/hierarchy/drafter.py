@@ -6,6 +6,7 @@ context's matches in every database (`mixing`). A child's matches are its parent
 what was once looked up in D_m and D_s is kept (`lookups`), so nothing is searched for twice.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.databases.suffixes import SuffixArray
 from hdraft.drafting.databases.vocabulary import Tokenizer
 from hdraft.drafting.drafter import UNLIMITED, IdArray, TokenIds, check_ids, vocabulary_size
-from hdraft.drafting.hierarchy import growth, lookups, matching, mixing
+from hdraft.drafting.hierarchy import growth, lookups, matching, mixing, state
 from hdraft.drafting.hierarchy.budget import BudgetRule
 from hdraft.drafting.hierarchy.experience import Experience
 from hdraft.drafting.hierarchy.growth import TreeArrays
@@ -144,6 +145,35 @@ class HierarchyDrafter:
         return HierarchyDrafter(
             self.vocab_size, model_database, self.statistics_database, learn=self.learn, experience=self.experience
         )
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Keep what has been learnt in a folder, for `load` in another process; requests may run meanwhile.
+
+        That is what D_m has learned (with `learn`; what it was opened with stays where it is) and the experience of how
+        much to believe which match. It takes no more room however often it is saved: D_m learns up to its `capacity`.
+        A crash leaves what was saved before or what is saved now, for each of the two. Where several save to one
+        folder, one waits for the other, and the last one's stays.
+
+        Raises:
+            DatabaseError: the folder holds something else, or cannot be written; what was saved before is untouched.
+        """
+        state.save(folder, self.vocab_size, self.experience, self.model_database)
+
+    def load(self, folder: str | os.PathLike[str]) -> None:
+        """Go on from what `save` kept in a folder, in the place of what this drafter has learnt.
+
+        An empty folder, or one of a first save that was interrupted, changes nothing. Experience of another version of
+        hdraft is left out, with a line in the log, and what D_m learned is taken.
+
+        Raises:
+            DatabaseError: there is no such folder, it holds something else, or it is damaged or of a drafter for
+                another vocabulary or tokenizer; the drafter is as it was.
+        """
+        learnt, learned = state.load(folder, self.vocab_size, self.model_database, self.statistics_database)
+        if learnt is not None:
+            self.experience.restore(learnt)
+        if learned is not None:
+            self.model_database.relearn(learned)
 
     def warm_up(self) -> None:
         """Compile all kernels at once, so that the first request has drafts too; nothing of it is kept."""

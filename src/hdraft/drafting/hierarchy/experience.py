@@ -10,6 +10,7 @@ import os
 import threading
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,18 @@ _OF_DATABASES, _OF_TEXTS = 3.0, 100.0  # observations, or squared gradients, tha
 _FORGET = 0.8  # of the running rate, from one request to the next
 
 
+class Learnt(NamedTuple):
+    """All of an experience, as it was at one moment."""
+
+    weights: Weights
+    tokens: float  # emitted …
+    time: float  # … and the time of their steps in ordinary steps
+
+    def sound(self) -> bool:
+        """Whether it can have been learnt, where it was read from a file."""
+        return mixing.sound(self.weights) and (self.time == 0 or 0 < self.tokens / self.time < 1e6)
+
+
 class Experience:
     """Weights and factors, and the running rate; requests beside each other may start from it and add to it.
 
@@ -32,7 +45,7 @@ class Experience:
     def __init__(self, weights: Weights | None = None) -> None:
         self._lock = threading.Lock()
         self.weights = mixing.start(_shipped() if weights is None else weights)
-        self._tokens, self._time = 0.0, 0.0  # emitted, and the time of their steps in ordinary steps
+        self._tokens, self._time = 0.0, 0.0
 
     def start(self) -> tuple[Weights, float]:
         """The weights that a request starts from, its own to learn in, and the rate."""
@@ -47,6 +60,17 @@ class Experience:
             if rule is not None:
                 self._tokens = _FORGET * self._tokens + rule.tokens
                 self._time = _FORGET * self._time + rule.time
+
+    def snapshot(self) -> Learnt:
+        """All of it as it is now, in arrays of its own."""
+        with self._lock:
+            return Learnt(mixing.start(self.weights), self._tokens, self._time)
+
+    def restore(self, learnt: Learnt) -> None:
+        """Put what was learnt elsewhere in the place of all of it; requests that run add to that."""
+        with self._lock:
+            self.weights = mixing.start(learnt.weights)
+            self._tokens, self._time = learnt.tokens, learnt.time
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write, to a path that ends in .npz, the weights and the factors that are about no single token.

@@ -37,6 +37,9 @@ from hdraft.drafting.hierarchy.lookups import PROBES, continuations
 from hdraft.drafting.hierarchy.matching import TIERS, Databases, Matches, match
 from hdraft.drafting.kernel import kernel
 
+VERSION = 1
+"""Of what the weights mean: those that were learnt with another are of no use."""
+
 _COUNTS = 8  # occurrences: 1, 2, 3-4, 5-8, … more than 64
 _SHAPES = 3  # continuations: all the same, one dominant, diverse
 _FEWEST = 16  # probes of a context in D_m and D_s
@@ -181,13 +184,22 @@ def join(weights: Weights, before: Weights, after: Weights) -> None:
     them, since requests that run beside each other learn the same things.
     """
     own = after.squares - before.squares
-    meanwhile = weights.squares - before.squares
+    meanwhile = np.maximum(weights.squares - before.squares, 0.0)  # others may have been put in their place
     part = own / np.maximum(own + meanwhile, 1e-9)
     weights.lasting[:] *= (after.lasting / weights.lasting) ** part
     weights.squares[:] += own
     weights.taken[:] += after.taken - before.taken
     weights.reached[:] += after.reached - before.reached
     np.divide(weights.taken, weights.reached, out=weights.weight)
+
+
+def sound(weights: Weights) -> bool:
+    """Whether what was read from a file can have been learnt: the kernels presume it."""
+    return bool(
+        np.all((weights.taken > 0) & (weights.taken < weights.reached) & (weights.reached < np.inf))
+        and np.all((weights.lasting > 0.99 / _LARGEST) & (weights.lasting < 1.01 * _LARGEST))
+        and np.all((weights.squares > 0) & (weights.squares < np.inf))
+    )
 
 
 def allocate() -> Mixture:
