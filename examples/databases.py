@@ -27,11 +27,7 @@ def main(name: str, texts: str, outputs: str, folder: str, prompt: str) -> None:
     build_statistics(texts, Path(folder, "D_s"), tokenizer, vocab_size)
     build_model(outputs, Path(folder, "D_m"), tokenizer, vocab_size)
 
-    drafter = hdraft.HierarchyDrafter.for_model(
-        model,
-        model_database=hdraft.ModelDatabase.from_pretrained(Path(folder, "D_m"), tokenizer),
-        statistics_database=hdraft.StatisticsDatabase.from_pretrained(Path(folder, "D_s"), tokenizer),
-    )
+    drafter = hdraft.HierarchyDrafter.for_model(model, tokenizer, Path(folder, "D_m"), Path(folder, "D_s"))
     statistics = hdraft.Statistics()
     inputs: Any = tokenizer(prompt, return_tensors="pt").to(device)
     tokens: Any = hdraft.generate(model, **inputs, drafter=drafter, statistics=statistics, max_new_tokens=128)

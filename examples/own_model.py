@@ -28,14 +28,11 @@ def main(name: str, prompt: str = "def area(width, height):") -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     model.to(device)
     inputs: Any = tokenizer(prompt, return_tensors="pt").to(device)
-    drafter = hdraft.HierarchyDrafter.for_model(model)
-    hdraft.generate(model, **inputs, drafter=drafter, max_new_tokens=16)  # what is prepared once is not timed below
+    hdraft.generate(model, **inputs, max_new_tokens=16)  # what is prepared once is not timed below
 
     statistics = hdraft.Statistics()
     plain, plain_seconds = timed(model.generate, **inputs, max_new_tokens=128)
-    drafted, seconds = timed(
-        hdraft.generate, model=model, **inputs, drafter=drafter, statistics=statistics, max_new_tokens=128
-    )
+    drafted, seconds = timed(hdraft.generate, model=model, **inputs, statistics=statistics, max_new_tokens=128)
     print(tokenizer.decode(drafted, skip_special_tokens=True))
     print("The same tokens." if drafted == plain else "Other tokens: docs/lossless.md says when that may be.")
     print(f"model.generate {plain_seconds:.2f} s, hdraft {seconds:.2f} s: {statistics}")

@@ -1,7 +1,9 @@
 """examples/streaming_chat.py."""
 
 import builtins
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,6 +49,18 @@ def test_each_turn_is_what_generate_writes_and_the_cache_goes_on(
         answered = "> " + answer in printed
         assert answered, question
     assert cached == read[:-1]
+
+
+def test_what_was_learnt_is_kept_for_the_next_chat(
+    run: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    steps = []
+    for _ in range(2):
+        questions = iter(QUESTIONS[:1])
+        monkeypatch.setattr(builtins, "input", lambda marker, questions=questions: next(questions, ""))
+        printed = run("streaming_chat", MODEL, tmp_path / "learnt")
+        steps.append(int(re.search(r"in (\d+) steps", printed)[1]))  # type: ignore[index]
+    assert steps[1] < 0.7 * steps[0], "it writes what it wrote in the chat before"
 
 
 def test_the_end_of_the_input_ends_the_chat(run: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,5 +147,5 @@ def test_what_is_no_drafter_is_named_at_the_call(model, drafter, said):
         with pytest.raises(ValueError, match=rf'^the drafter is {said}.* must be "auto", None for ordinary') as caught:
             way(model, prompt(), drafter)
         assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="^the drafter is"):
+    with pytest.raises(ValueError, match=r"^the drafter is"):
         hdraft.custom_generate(drafter)
