@@ -358,6 +358,8 @@ def test_another_vocabulary_or_tokenizer_is_refused(tmp_path: Path) -> None:
     refused(HierarchyDrafter.for_model(VOCAB, None, None, general).load, tmp_path, "another tokenizer")
     HierarchyDrafter.for_model(VOCAB, TOKENIZER, learn=True).load(tmp_path)
     HierarchyDrafter(VOCAB).load(tmp_path)  # which knows no tokenizer
+    (tmp_path / EXPERIENCE).unlink()  # where only the text says so
+    refused(HierarchyDrafter(VOCAB - 1).load, tmp_path, f"was saved for a vocabulary of {VOCAB} ids and .* has 59")
 
 
 def test_experience_of_another_version_is_left_out_with_a_line(

@@ -19,7 +19,7 @@ import numpy as np
 from hdraft import files
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.statistics import StatisticsDatabase
-from hdraft.drafting.databases.storage import MANIFEST, DatabaseError
+from hdraft.drafting.databases.storage import MANIFEST, DatabaseError, Manifest
 from hdraft.drafting.databases.vocabulary import first_conflict
 from hdraft.drafting.hierarchy import mixing
 from hdraft.drafting.hierarchy.experience import Experience, Learnt
@@ -63,9 +63,9 @@ def load(
         raise DatabaseError(f"cannot read {folder / EXPERIENCE}: {files.describe(error)}") from error
     learned = None
     if (folder / LEARNED / MANIFEST).exists():  # else the first save was interrupted
+        if (there := Manifest.read(folder / LEARNED).vocab_size) > vocab_size:  # before there is room for so many
+            _refuse_vocabulary(folder, there, vocab_size)
         learned = ModelDatabase.from_pretrained(folder / LEARNED)
-        if learned.vocab_size > vocab_size:
-            _refuse_vocabulary(folder, learned.vocab_size, vocab_size)
         _check_tokenizer(folder, learned, database)
         if general is not None:
             _check_tokenizer(folder, learned, general)
