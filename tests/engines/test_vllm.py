@@ -20,6 +20,8 @@ from hdraft.demo import MODEL, MODEL_DATABASE
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.storage import DatabaseError
 from hdraft.drafting.hierarchy.drafter import HierarchySession
+from hdraft.drafting.kernel_cache import NotCompiledError
+from hdraft.engines import vllm
 from hdraft.engines.vllm import HierarchyProposer, _Load
 
 WORDS = 12  # tokens of a request's own alphabet
@@ -365,6 +367,42 @@ def test_nothing_is_compiled_after_the_constructor() -> None:
     once_more.extend([4])
     once_more.close()
     assert [kernel.__name__ for kernel, count in before if len(kernel.signatures) != count] == []
+
+
+class Compilation:
+    """A process that compiles, until it is told to end."""
+
+    def __init__(self) -> None:
+        self.ended = False
+
+    def running(self) -> bool:
+        return not self.ended
+
+
+@pytest.mark.parametrize("comes_to_nothing", [False, True])
+def test_rows_go_without_drafts_while_kernels_are_compiled(
+    comes_to_nothing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compilation, compiled, begin = Compilation(), False, HierarchySession.__init__
+
+    def lacking(self: HierarchySession, *arguments: Any) -> None:
+        if not compiled:
+            raise NotCompiledError("a kernel")
+        begin(self, *arguments)
+
+    monkeypatch.setattr(HierarchySession, "__init__", lacking)
+    monkeypatch.setattr(vllm, "compile_beside", lambda drafter: None if comes_to_nothing else compilation)
+    tested = always(proposer(8 * WORDS))  # does not wait
+    batch = Batch(tested, 1)
+    batch.add(Request([1, 2, 3] * 8, [1, 2, 3] * 30))
+    for _ in range(10):
+        batch.step()
+        assert batch.rows[0] is not None and batch.rows[0].draft == []
+    compiled = compilation.ended = True
+    for _ in range(4):
+        batch.step()
+    assert bool(batch.accepted) != comes_to_nothing
+    assert not tested._failed
 
 
 def step(load: _Load, rows: int, drafted: int, emitted: int, drafting: float | None = 0.0) -> None:

@@ -25,8 +25,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hdraft.drafting.compiling import Compilation, compile_beside
 from hdraft.drafting.drafter import TokenIds
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter, HierarchySession
+from hdraft.drafting.kernel_cache import NotCompiledError, loading_only
 
 _log = logging.getLogger("vllm.hdraft")  # where vLLM's own handlers print it
 
@@ -226,7 +228,12 @@ class HierarchyProposer:
         self._drafts = parallel.rank % parallel.tensor_parallel_size == 0  # vLLM takes one rank's drafts
         if self._drafts:
             self._drafter = _open(self._settings, vllm_config.model_config)
-            self._drafter.warm_up()
+            self._compilation: Compilation | None = None
+            try:
+                with loading_only():
+                    self._drafter.warm_up()
+            except NotCompiledError:
+                self._wait_for_kernels()
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Part of vLLM's interface; a drafter without a model has nothing to load."""
@@ -333,20 +340,25 @@ class HierarchyProposer:
 
     def _draft(self, request: _Request, price: float) -> list[int]:
         """The chain for a row: the best path of a tree that is twice as large."""
-        if request.failed:
+        if request.failed or (self._compilation is not None and self._compilation.running()):
             return []
         length = min(self._longest, self._max_length - request.length - 1)
         try:
-            if request.session is None:
-                request.session = self._drafter.session(request.known)
-                self._last.began = True
-            else:
-                request.session.extend(request.known[request.drafted_for :])
-            request.drafted_for = request.length
-            tree = request.session.propose(2 * length, length, price)
-            if not len(tree) or request.session.match_length < self._settings.min_match:
-                return []
-            chain: list[int] = tree.best_chain(length, price).tokens.tolist()
+            with loading_only():
+                if request.session is None:
+                    request.session = self._drafter.session(request.known)
+                    self._last.began = True
+                else:
+                    request.session.extend(request.known[request.drafted_for :])
+                request.drafted_for = request.length
+                tree = request.session.propose(2 * length, length, price)
+                if not len(tree) or request.session.match_length < self._settings.min_match:
+                    return []
+                chain: list[int] = tree.best_chain(length, price).tokens.tolist()
+        except NotCompiledError:
+            request.session = None
+            self._wait_for_kernels()
+            return []
         except Exception:
             self._report()
             request.failed, request.session = True, None
@@ -357,11 +369,19 @@ class HierarchyProposer:
         """Let go of requests; with `learn`, D_m takes in what each of them generated."""
         for request in requests:
             try:
-                request.rest()
-                if self._settings.learn:
-                    self._drafter.model_database.learn_known(request.known[request.generated :])
+                with loading_only():
+                    request.rest()
+                    if self._settings.learn:
+                        self._drafter.model_database.learn_known(request.known[request.generated :])
+            except NotCompiledError:
+                self._wait_for_kernels()
             except Exception:
                 self._report()
+
+    def _wait_for_kernels(self) -> None:
+        """Draft nothing until another process has compiled them, or for good where the log says that it cannot."""
+        self._compilation = compile_beside(self._drafter)
+        self._drafts = self._compilation is not None
 
     def _report(self) -> None:
         if not self._failed:
