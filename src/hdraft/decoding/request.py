@@ -11,7 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 from hdraft.decoding.graphed.static_step import StepKind
 from hdraft.decoding.models.drafters import kept_drafter
 from hdraft.decoding.stats import GenerationStats
-from hdraft.drafting.drafter import Drafter
+from hdraft.drafting.drafter import Drafter, is_drafter
 from hdraft.drafting.hierarchy.budget import check_costs
 
 AnyDrafter = Drafter | Literal["auto"] | None
@@ -56,7 +56,7 @@ class DecodingRequest:
 def _check_drafter(drafter: object) -> None:
     if drafter is None or (isinstance(drafter, str) and drafter == "auto"):
         return
-    if not hasattr(drafter, "session") or not hasattr(drafter, "vocab_size"):  # a class has no vocab_size
+    if not is_drafter(drafter):
         what = repr(drafter[:40]) if isinstance(drafter, str) else f"a {type(drafter).__name__}"
         raise ValueError(
             f'the drafter is {what}: it must be "auto", None for ordinary decoding, or a drafter such as'

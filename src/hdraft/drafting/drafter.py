@@ -21,7 +21,7 @@ The adapter to vLLM is for `HierarchyDrafter` alone, and uses more of it than th
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -81,6 +81,11 @@ class Drafter(Protocol):
                 budget.
         """
         ...
+
+
+def is_drafter(value: object) -> TypeGuard[Drafter]:
+    """Whether it has what every drafter has; a class of drafters has no vocabulary yet."""
+    return hasattr(value, "session") and hasattr(value, "vocab_size")
 
 
 def weighs_costs(drafter: Drafter | None) -> bool:
