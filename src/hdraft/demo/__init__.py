@@ -1,4 +1,4 @@
-"""The embedded model, its databases, and the demonstration."""
+"""The embedded model, its databases, and the demonstration: on it, and on a real model of an installed package."""
 
 from pathlib import Path
 
@@ -10,3 +10,6 @@ MODEL_DATABASE = Path(__file__).parent / "database"
 
 PROMPTS = Path(__file__).parent / "prompts.jsonl"
 """The beginnings that the demonstration continues."""
+
+SMOLLM2 = Path(__file__).parent / "smollm2"
+"""Of the real model: its D_m, in the folder `database`, and what it is asked, `prompts.jsonl`."""

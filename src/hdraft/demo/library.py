@@ -3,7 +3,6 @@
 import os
 import shutil
 import sysconfig
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from platform import python_version
@@ -13,6 +12,7 @@ from rich.console import Console
 
 from hdraft.building.reading import Vocabulary, read_tokens
 from hdraft.demo import MODEL
+from hdraft.demo.cache import cache_folder
 from hdraft.drafting.databases import storage
 from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.databases.vocabulary import tokenizer_fingerprint
@@ -52,7 +52,7 @@ def kept_library(console: Console) -> str | None:
 
 def library_folder(tokenizer: Any) -> Path:
     """Where that D_s is kept for a tokenizer."""
-    return _cache_folder() / "hdraft" / _name(tokenizer)
+    return cache_folder() / _name(tokenizer)
 
 
 def library_files() -> Iterator[Path]:
@@ -71,13 +71,6 @@ def _build(files: list[Path], tokenizer: Any, vocab_size: int, console: Console)
         database = StatisticsDatabase.from_tokens(tokens, vocab_size, vocabulary.eos_token_id, tokenizer)
         report("sorting", len(tokens), len(tokens))
     return database
-
-
-def _cache_folder() -> Path:
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # a user without a home folder, as in some containers
-        return Path(tempfile.gettempdir())
 
 
 def _name(tokenizer: Any) -> str:
