@@ -18,7 +18,7 @@ from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.drafting.methods import LookaheadDrafter, PromptLookupDrafter, PublishedDrafter, RestDrafter
 from hdraft.files import exclusive
 
-NICE = 5
+NICE = 10
 """By how much others come first; beside a model that keeps every core busy, more would take minutes."""
 
 

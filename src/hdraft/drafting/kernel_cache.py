@@ -138,12 +138,14 @@ class _KernelCache(FunctionCache):  # type: ignore[misc]
     _impl_class = _KernelCacheImpl
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        found = None
         try:
-            found = super().load_overload(sig, target_context)
+            # Numba's own begins by making the compiler ready, which takes half a second and is not needed to load.
+            with self._guard_against_spurious_io_errors():
+                found = self._load_overload(sig, target_context)
         except Exception as error:  # a torn file fails in every way that unpickling can
             logger.debug("%s: %s", self._name, error)
             self._start_anew()
-            found = None
         # Two processes that save at once may give two types' code one file name.
         expected = tuple(normalize_signature(sig)[0])
         if found is not None and tuple(found.signature.args) == expected:

@@ -43,6 +43,8 @@ def build(tokens: npt.NDArray[np.unsignedinteger], vocab_size: int, separator: i
     """
     tokens = _frozen(np.ascontiguousarray(tokens))
     starts = np.zeros(vocab_size + 2, np.uint32)
+    if not len(tokens):  # no kernel, and so no compiler, for a drafter without databases
+        return SuffixArray(tokens, _frozen(np.empty(0, np.uint32)), _frozen(starts))
     if not _count_tokens(tokens, starts):
         raise ValueError(f"a token id is outside the vocabulary of {vocab_size} ids")
     suffixes = np.empty(len(tokens), np.uint32)
