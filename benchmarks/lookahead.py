@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from hdraft.decoding import Statistics, generate
 from hdraft.demo import MODEL, MODEL_DATABASE
 from hdraft.drafting import Drafter, DraftSession, DraftTree, compile_kernels
+from hdraft.drafting.costs import Costs
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.drafter import UNLIMITED, TokenIds
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
@@ -38,7 +38,7 @@ class BesideLookahead:
         self.lookahead_nodes = lookahead.lookahead_nodes
         self.drafter, self.pool = drafter, lookahead
 
-    def session(self, prompt_ids: TokenIds, costs: npt.NDArray[np.floating] | None = None) -> "BesideSession":
+    def session(self, prompt_ids: TokenIds, costs: Costs | None = None) -> "BesideSession":
         """Start both."""
         return BesideSession(self.drafter.session(prompt_ids, costs), self.pool.session(prompt_ids))
 

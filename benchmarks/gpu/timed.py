@@ -23,6 +23,7 @@ from hdraft.decoding.stats import GenerationStats
 from hdraft.decoding.target import LONG_TEXT, Target
 from hdraft.decoding.verification import Argmax
 from hdraft.drafting import Drafter, DraftSession, DraftTree
+from hdraft.drafting.costs import Costs
 from hdraft.drafting.drafter import UNLIMITED, TokenIds
 from hdraft.evaluation.traces import Request
 
@@ -140,7 +141,7 @@ class AskedAsDecoding:
         self.drafter = drafter
         self.vocab_size = drafter.vocab_size
 
-    def session(self, prompt_ids: TokenIds, costs: npt.NDArray[np.floating] | None = None) -> DraftSession:
+    def session(self, prompt_ids: TokenIds, costs: Costs | None = None) -> DraftSession:
         """See `Drafter.session`."""
         return _SessionAskedAsDecoding(self.drafter.session(prompt_ids, costs), len(prompt_ids) > LONG_TEXT)
 
@@ -163,7 +164,7 @@ class FixedSizeDrafter:
         self.vocab_size = vocab_size
         self.tree = DraftTree(np.arange(size), np.full(size, -1))
 
-    def session(self, prompt_ids: TokenIds, costs: npt.NDArray[np.floating] | None = None) -> "FixedSizeDrafter":
+    def session(self, prompt_ids: TokenIds, costs: Costs | None = None) -> "FixedSizeDrafter":
         """See `Drafter.session`."""
         return self
 

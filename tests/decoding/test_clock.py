@@ -39,8 +39,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def slow_preparation(monkeypatch, clock):
-    """The measurement of costs and the probe of a model each take 100 seconds."""
-    monkeypatch.setattr(generating, "measure_costs", clock(lambda model, step: np.ones(65)))
+    """The probe of a model takes 100 seconds."""
     monkeypatch.setattr(generating, "draft_shape", clock(generating.draft_shape))
 
 

@@ -1,5 +1,6 @@
 """Every option that is honoured does what it does in `model.generate`, token by token, drafts or not."""
 
+import copy
 import time
 from itertools import chain
 
@@ -13,6 +14,8 @@ from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria, Te
 from transformers.generation.streamers import BaseStreamer
 
 from hdraft.decoding import GrowingCache, Statistics, custom_generate, generate, measure_costs, stream
+from hdraft.decoding.costs import step_costs
+from hdraft.drafting.costs import StepCosts
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.drafting.tree import DraftTree
 
@@ -365,7 +368,7 @@ def test_session_closes_when_the_model_fails(model, text):
     assert oracle.closed == 1
 
 
-def test_costs_are_measured_once_and_given_to_drafters_that_use_them(model, text):
+def test_costs_are_learnt_by_all_requests_of_a_model_unless_they_are_given(model, text):
     class Weighing(OracleDrafter):
         uses_costs = True
 
@@ -376,13 +379,56 @@ def test_costs_are_measured_once_and_given_to_drafters_that_use_them(model, text
     first, second = (Weighing(VOCABULARY, text, PROMPT) for _ in range(2))
     for drafter in (first, second):
         generate(model, prompt(), drafter, max_new_tokens=5)
-    assert first.costs is second.costs is measure_costs(model)
-    assert first.costs.shape == (65,) and first.costs.dtype == np.float64
-    assert (np.diff(first.costs) >= 0).all() and first.costs[0] > 0
+    learnt = step_costs(model, "dynamic")
+    assert first.costs is second.costs is learnt
+    assert np.asarray(learnt).shape == (65,)
     given = np.arange(1.0, 66.0)
     generate(model, prompt(), first, max_new_tokens=5, costs=given)
     assert first.costs is given
     generate(model, prompt(), OracleDrafter(VOCABULARY, text, PROMPT), max_new_tokens=5)
+
+
+def test_costs_that_are_measured_are_measured_once(model):
+    costs = measure_costs(model)
+    assert costs is measure_costs(model) and costs.shape == (65,) and costs.dtype == np.float64
+    assert (np.diff(costs) >= 0).all() and costs[0] > 0
+
+
+def told(monkeypatch):
+    """What is told of the steps of requests from now on: sizes, with the seconds that each took."""
+    steps = []
+    monkeypatch.setattr(StepCosts, "record", lambda self, drafted, seconds: steps.append((drafted, seconds)))
+    return steps
+
+
+@pytest.mark.parametrize("step", ["dynamic", "static"])
+def test_every_step_behind_the_prompt_teaches_what_steps_cost(text, step, monkeypatch):
+    model, steps, statistics = copy.deepcopy(build("llama")), told(monkeypatch), Statistics()
+    oracle = OracleDrafter(VOCABULARY, text, PROMPT)
+    for _ in range(2):
+        generate(model, prompt(), oracle, max_new_tokens=NEW, statistics=statistics, step=step, budget=3)
+    assert all(seconds > 0 for _, seconds in steps)
+    assert {drafted for drafted, _ in steps} <= {0, 1, 2, 3}
+    made = 2 if step == "static" else 0  # a static step that is met for the first time is made, and tells nothing
+    assert statistics.steps - 2 - made <= len(steps) <= statistics.steps - 2
+
+
+def test_ordinary_decoding_teaches_it_too_and_a_request_without_a_past_pays_nothing(model, monkeypatch):
+    steps = told(monkeypatch)
+    passes = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda *args, **named: passes.append(1) or forward(*args, **named))
+    statistics = Statistics()
+    for drafter, budget in ((None, 64), (HierarchyDrafter(VOCABULARY), 0), (HierarchyDrafter(VOCABULARY), 64)):
+        generate(model, prompt(), drafter, budget=budget, max_new_tokens=9, statistics=statistics)
+    assert len(passes) == statistics.steps == len(steps) + 3
+    assert [drafted for drafted, _ in steps[:16]] == [0] * 16
+
+
+def test_a_budget_beyond_what_is_ever_measured_needs_no_costs(model, text):
+    drafter = OracleDrafter(VOCABULARY, text, PROMPT)
+    assert generate(model, prompt(), drafter, max_new_tokens=NEW, budget=100)[0].tolist() == text
+    assert generate(model, prompt(), HierarchyDrafter(VOCABULARY), max_new_tokens=NEW, budget=100)[0].tolist() == text
 
 
 @pytest.mark.parametrize("name", ["bloom", "gpt2", "llama-dynamic-ntk", "mistral-sliding"])

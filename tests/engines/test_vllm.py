@@ -411,7 +411,7 @@ def step(load: _Load, rows: int, drafted: int, emitted: int, drafting: float | N
 
 
 def test_a_draft_token_costs_what_its_place_delays_the_others() -> None:
-    load = _Load()
+    load = _Load(6)
     assert load.price(1) < load.price(8) < load.price(32) == pytest.approx(1 / 3)
     for drafted in [0, 16, 32, 48] * 40:
         step(load, 8, drafted, 16)
@@ -420,7 +420,7 @@ def test_a_draft_token_costs_what_its_place_delays_the_others() -> None:
 
 
 def test_drafting_rests_where_it_does_not_pay_and_is_tried_again() -> None:
-    load = _Load()
+    load = _Load(6)
     drafted = 0
     for _ in range(2000):
         drafts = load.batch(32).drafts()

@@ -1,5 +1,6 @@
-"""The seconds of a step over n draft tokens: measured once for each model in a process, then frozen."""
+"""The cost of a step over n draft tokens: learnt from the steps that are taken, or measured once and then frozen."""
 
+import threading
 from time import perf_counter
 from weakref import WeakKeyDictionary
 
@@ -15,6 +16,7 @@ from hdraft.decoding.models.ranks import check_processes
 from hdraft.decoding.models.support import input_device
 from hdraft.decoding.models.wrappers import unwrapped
 from hdraft.decoding.target import Target
+from hdraft.drafting.costs import KNOTS, StepCosts
 from hdraft.drafting.tree import DraftTree
 
 SIZES = (0, 64, 16, 4, 32, 8, 1, 2)
@@ -29,11 +31,45 @@ CACHED = 128
 SECONDS = 1.5
 """The time to spend, if two passes fit into it."""
 
-_measured: WeakKeyDictionary[PreTrainedModel, dict[object, npt.NDArray[np.float64]]] = WeakKeyDictionary()
+_Where = tuple[torch.device, torch.dtype, str | None, StepKind]
+
+_learnt: WeakKeyDictionary[PreTrainedModel, dict[_Where, StepCosts]] = WeakKeyDictionary()
+_measured: WeakKeyDictionary[PreTrainedModel, dict[_Where, npt.NDArray[np.float64]]] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def step_costs(model: PreTrainedModel, step: StepKind) -> StepCosts:
+    """What learns the costs of a model's steps, of one kind, on a device and in a number format.
+
+    It begins with a shape that fits the device. On a processor, where computing costs, float32 costs more than half the
+    bits from the first draft token on; anything else waits for its memory, and draft tokens are nearly free.
+    """
+    where = _where(model, step)
+    with _lock:
+        learnt = _learnt.setdefault(model, {})
+        if where not in learnt:
+            knots = KNOTS if step == "dynamic" else tuple(sorted(STATIC_SIZES))
+            sizes, ratios = zip(*_shape(model), strict=True)
+            learnt[where] = StepCosts(np.interp(knots, sizes, ratios), knots, padded=step != "dynamic")
+        return learnt[where]
+
+
+def _shape(model: PreTrainedModel) -> list[tuple[int, float]]:
+    if model.device.type != "cpu":
+        return [(0, 1.0), (64, 1.1)]
+    if model.dtype.itemsize > 2:
+        return [(0, 1.0), (1, 1.6), (16, 2.0), (64, 2.6)]
+    return [(0, 1.0), (1, 1.05), (16, 1.4), (64, 2.8)]
+
+
+def _where(model: PreTrainedModel, step: StepKind) -> _Where:
+    return model.device, model.dtype, model.config._attn_implementation, step
 
 
 def measure_costs(model: PreTrainedModel, step: StepKind | None = None) -> npt.NDArray[np.float64]:
     """float64[65], the seconds of a step over 0, 1, …, 64 draft tokens: medians, never falling.
+
+    To give to `generate` as `costs`, so that a run can be repeated: without them, it learns them while it runs.
 
     Between the sizes measured they are interpolated; static steps, all of a few sizes, cost what the next size does.
     The first call for a model, on a device and in a number format, takes a second or two, and more for a model that is
@@ -50,7 +86,7 @@ def measure_costs(model: PreTrainedModel, step: StepKind | None = None) -> npt.N
     model = base_model(unwrapped(model))
     kind = default_step(model) if step is None else step
     costs = _measured.setdefault(model, {})
-    where = (model.device, model.dtype, model.config._attn_implementation, kind)
+    where = _where(model, kind)
     if where not in costs:
         costs[where] = _measure(model, kind)
     return costs[where]

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from hdraft.decoding.logs import logger
+from hdraft.drafting.costs import Costs
 from hdraft.drafting.drafter import Drafter, DraftSession, TokenIds, lookahead_branch
 from hdraft.drafting.kernel_cache import NotCompiledError, loading_only
 from hdraft.drafting.methods.lookahead_branch import LookaheadBranch
@@ -27,7 +27,7 @@ class Drafts:
     kernels lack, there are no drafts until another process has compiled them (`drafting.compiling`).
     """
 
-    def __init__(self, drafter: Drafter | None, prompt: TokenIds, costs: npt.NDArray[np.float64] | None) -> None:
+    def __init__(self, drafter: Drafter | None, prompt: TokenIds, costs: Costs | None) -> None:
         self._drafter = drafter
         self._prompt, self._costs = prompt, costs
         self._emitted: list[int] = []  # for a session that begins later

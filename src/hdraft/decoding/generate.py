@@ -25,7 +25,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from hdraft.decoding.clock import off_the_clock
-from hdraft.decoding.costs import measure_costs
+from hdraft.decoding.costs import step_costs
 from hdraft.decoding.graphed.static_step import StepKind, default_step
 from hdraft.decoding.loop import Emitted, draft_and_verify
 from hdraft.decoding.models.adapters import base_model, check_adapters
@@ -79,8 +79,9 @@ def generate(
             kept with it, and used for later ones; None is ordinary decoding.
         budget: the most draft tokens in one step; 0 switches drafting off.
         statistics: filled in while it runs.
-        costs: float[m], the time of a step over 0, 1, 2, … draft tokens, for a drafter that weighs it. Measured once
-            for the model if the drafter wants it and None is given.
+        costs: float[m], the time of a step over 0, 1, 2, … draft tokens, for a drafter that weighs it. If it is not
+            given, it is learnt from the steps of all requests of the model; given, it stays as it is, so that a run can
+            be repeated: `measure_costs` measures it.
         step: how a step behind the prompt is run, see `StepKind`; None for "captured" on a GPU and "dynamic" elsewhere.
         options: everything else that `model.generate` takes; `docs/generate.md` lists what is refused.
 
@@ -197,8 +198,9 @@ def _prepare(
         shape = draft_shape(model)
         check_lookahead(model, shape, drafter)
         step = default_step(model) if request.step is None else request.step
-        if request.costs is None and request.budget > 0 and weighs_costs(drafter):
-            request = replace(request, costs=measure_costs(model, step))
+        learnt = step_costs(model, step)
+        costs = learnt if request.costs is None and weighs_costs(drafter) else request.costs
+        request = replace(request, costs=costs, learnt=learnt)
         limits = [criterion.max_length for criterion in stopping_criteria if isinstance(criterion, MaxLengthCriteria)]
         chunk = generation_config.prefill_chunk_size
         target = Target(

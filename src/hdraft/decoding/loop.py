@@ -63,12 +63,15 @@ def draft_and_verify(
             watch.lap()
             tree, branch = _draft(drafts, target, len(text), request.budget)
             watch.lap("drafting")
+            began = watch.last
             logits = target.forward(text, tree.beside(branch) if len(branch) else tree)
             watch.lap("inputs", until=target.inputs_ready)
             if target.seconds_preparing:
                 choice.set_clock_back(target.seconds_preparing)
             choice.read(logits[: 1 + len(tree)])
             watch.lap("model")
+            if request.learnt is not None and len(text) == 1 and not target.seconds_preparing:
+                request.learnt.record(len(tree), watch.last - began)
             tokens, nodes, finished = verify(tree, choice, request.streamer)
             watch.lap("verification")
             target.keep(nodes[: len(tokens) - 1])

@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import numpy as np
-import numpy.typing as npt
 from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from hdraft.decoding.graphed.static_step import StepKind
 from hdraft.decoding.models.drafters import kept_drafter
 from hdraft.decoding.stats import GenerationStats
+from hdraft.drafting.costs import Costs, StepCosts
 from hdraft.drafting.drafter import Drafter, is_drafter
 from hdraft.drafting.hierarchy.budget import check_costs
 
@@ -28,16 +27,18 @@ class DecodingRequest:
 
     drafter: AnyDrafter = "auto"
     budget: int = 64
-    costs: npt.NDArray[np.float64] | None = None
+    costs: Costs | None = None
     step: StepKind | None = None
     statistics: GenerationStats | None = None
     streamer: BaseStreamer | None = None
+    learnt: StepCosts | None = None
+    """Who is told what steps take; filled in when the request is prepared."""
 
     def __post_init__(self) -> None:
         _check_drafter(self.drafter)
         if self.step is not None and self.step not in get_args(StepKind):
             raise ValueError(f"no step {self.step!r}: there are {', '.join(get_args(StepKind))}")
-        if self.costs is not None:
+        if self.costs is not None and not isinstance(self.costs, StepCosts):
             check_costs(self.costs)
 
     def drafter_for(self, model: PreTrainedModel) -> Drafter | None:

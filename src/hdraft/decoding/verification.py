@@ -20,7 +20,7 @@ class Choice(Protocol):
     """How `generate` was asked to choose tokens and to stop."""
 
     def read(self, logits: Tensor) -> None:
-        """Take in a step's logits, float[1 + n, vocabulary]: row 0 is the root, row 1 + i node i."""
+        """Wait for a step's logits, float[1 + n, vocabulary], and take them in: row 0 is the root, 1 + i node i."""
         ...
 
     def set_clock_back(self, seconds: float) -> None:
@@ -135,6 +135,8 @@ class Processed:
 
     def read(self, logits: Tensor) -> None:
         """See `Choice.read`."""
+        if logits.device.type != "cpu":  # so that a step's time is that of its forward pass
+            torch.accelerator.synchronize(logits.device)
         self.rows = logits
 
     def set_clock_back(self, seconds: float) -> None:

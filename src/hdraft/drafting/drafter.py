@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
+from hdraft.drafting.costs import Costs
 from hdraft.drafting.kernel import kernel
 from hdraft.drafting.tree import DraftTree
 
@@ -71,14 +72,15 @@ class Drafter(Protocol):
     vocab_size: int
     """Ids at or above it are never drafted."""
 
-    def session(self, prompt_ids: TokenIds, costs: npt.NDArray[np.floating] | None = None) -> DraftSession:
+    def session(self, prompt_ids: TokenIds, costs: Costs | None = None) -> DraftSession:
         """Start a request.
 
         Args:
             prompt_ids: the request's prompt, which may be empty.
-            costs: float[m], the time of a step over 0, 1, 2, … draft tokens in any unit, as measured by the engine. A
-                drafter that chooses how much to draft weighs probability against it; without it, it drafts to its
-                budget.
+            costs: the time of a step over 0, 1, 2, … draft tokens. A drafter that chooses how much to draft weighs
+                probability against it; without it, it drafts to its budget. It is float[m], in any unit, and stays so,
+                as for a run that is to be repeated; or `StepCosts`, which the engine tells of every step: to be asked
+                before each tree, first `explore`, then `costs`. (`numpy.asarray` makes an array of either.)
         """
         ...
 
@@ -89,7 +91,7 @@ def is_drafter(value: object) -> TypeGuard[Drafter]:
 
 
 def weighs_costs(drafter: Drafter | None) -> bool:
-    """Whether a drafter's sessions use the `costs` that they are given, so that an engine has to measure them."""
+    """Whether a drafter's sessions use the `costs` that they are given; others are given none."""
     return bool(getattr(drafter, "uses_costs", False))
 
 

@@ -17,15 +17,14 @@ A request goes on where its tokens, without those sampled last, are exactly the 
 import dataclasses
 import logging
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
-from statistics import median
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hdraft.drafting.compiling import Compilation, compile_beside
+from hdraft.drafting.costs import StepCosts
 from hdraft.drafting.drafter import TokenIds
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter, HierarchySession
 from hdraft.drafting.kernel_cache import NotCompiledError, loading_only
@@ -36,6 +35,7 @@ _PATIENCE = 16  # calls that a request may be absent, as one is that the schedul
 _FORGET = 0.98  # of a rate, from one step to the next
 _TRIAL = 8  # steps that drafting is tried for, before it rests for …
 _REST = 256  # … so many
+_SIZES = (0, 1, 4, 16, 64, 256, 1024)  # numbers of tokens of a step, of which the costs are learnt
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -133,16 +133,19 @@ class _Call:
 class _Load:
     """The costs of draft tokens and the gains of drafting, as the last steps tell.
 
-    A step over n tokens takes about a + b n seconds. Tokens that are emitted at a rate of rho a second are worth
-    1 / rho seconds each, so a draft token is worth its place while its probability exceeds rho b. Until b is known, a
-    step over 64 tokens more counts as twice as long. Drafting as a whole pays while what was accepted is worth more
-    than the place that it took and the time that finding it took; where it is not, it rests, and is tried again later.
-    Both are kept for batches of about one size.
+    What steps over so many tokens of all rows take is learnt by `StepCosts`; to begin with, one over 64 more counts as
+    twice as long. Tokens that are emitted at a rate of rho a second are worth 1 / rho seconds each, so a draft token is
+    worth its place while its probability exceeds rho times the seconds that it adds. Drafting as a whole pays while
+    what was accepted is worth more than the place that it took and the time that finding it took; where it is not, it
+    rests, and is tried again later. Rates and gains are kept for batches of about one size.
+
+    Args:
+        longest: the most draft tokens of a row.
     """
 
-    def __init__(self) -> None:
-        self._steps: deque[tuple[int, float]] = deque(maxlen=256)  # tokens that each step was over, its seconds
-        self._slope = 0.0  # b; 0 while it is unknown
+    def __init__(self, longest: int) -> None:
+        self._longest = longest
+        self._costs = StepCosts([1 + n / 64 for n in _SIZES], _SIZES)
         self._batches: dict[int, _Batch] = {}  # by the size of the batch, in powers of two
 
     def batch(self, rows: int) -> "_Batch":
@@ -151,26 +154,23 @@ class _Load:
 
     def price(self, rows: int) -> float:
         """The probability from which on a draft token is worth its place, for a batch of so many rows."""
-        rate = self.batch(rows).rate
-        return min(self._slope * rate, 1.0) if self._slope and rate else rows / (rows + 64)
+        most = rows * (1 + self._longest)
+        size = self._costs.explore(most)
+        if size is not None and size > rows:
+            return 0.0  # whatever there is to draft is drafted, to see what it takes
+        costs = self._costs.costs(most)
+        rate = self.batch(rows).rate * self._costs.ordinary or rows / costs[rows]
+        return min(float(rate * (costs[most] - costs[rows]) / (most - rows)), 1.0)
 
     def record(self, rows: int, drafted: int, emitted: int, seconds: float, drafting: float | None) -> None:
         """Take in a step: the tokens drafted and emitted, its seconds, and those of `drafting`, if that was done."""
-        self._steps.append((rows + drafted, seconds))
-        if len(self._steps) % 16 == 0:
-            self._fit()
+        self._costs.record(rows + drafted, seconds)
         batch = self.batch(rows)
         batch.emitted(emitted, seconds + (drafting or 0.0))
         if drafting is not None:
-            batch.gained((emitted - rows) / batch.rate - self._slope * drafted - drafting)
-
-    def _fit(self) -> None:
-        """Tukey's line: through the medians of the third of the steps over the fewest tokens and that over the most."""
-        steps = sorted(self._steps)
-        third = len(steps) // 3
-        (low, soon), (high, late) = (map(median, zip(*part, strict=True)) for part in (steps[:third], steps[-third:]))
-        if high > low:
-            self._slope = min(max((late - soon) / (high - low), soon / low / 1024), soon / low)
+            costs = self._costs.costs(rows + drafted)
+            place = self._costs.ordinary * float(costs[-1] - costs[rows])
+            batch.gained((emitted - rows) / batch.rate - place - drafting)
 
 
 class _Batch:
@@ -221,7 +221,7 @@ class HierarchyProposer:
         self._max_length = int(vllm_config.model_config.max_model_len)
         self._requests: list[_Request | None] = []  # by row
         self._absent: list[_Request] = []
-        self._load = _Load()
+        self._load = _Load(self._longest)
         self._last = _Call(np.zeros(0, np.int64))
         self._failed = False
         parallel = vllm_config.parallel_config
@@ -281,7 +281,7 @@ class HierarchyProposer:
         else:
             self._end([*filter(None, self._requests), *self._absent])
             self._requests, self._absent = [None] * rows, []
-        price = self._load.price(rows)
+        price = self._load.price(rows) if drafting else 1.0
         for row, request in enumerate(self._requests):
             if request is None:
                 continue

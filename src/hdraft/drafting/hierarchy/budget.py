@@ -12,6 +12,7 @@ probability 0.8, 0.5 and 0.3:
 import numpy as np
 import numpy.typing as npt
 
+from hdraft.drafting.costs import StepCosts
 from hdraft.drafting.kernel import kernel
 
 _PRIOR_STEPS = 4.0
@@ -21,13 +22,18 @@ class BudgetRule:
     """Decides how many nodes of a tree, likeliest first, are worth verifying.
 
     Args:
-        costs: float[m], the time of a step over 0, 1, 2, … draft tokens, in any unit.
+        costs: float[m], the time of a step over 0, 1, 2, … draft tokens, in any unit, for good; or what learns them
+            while running, and is asked anew for each step.
         rate: tokens emitted in the time of an ordinary step, as earlier requests saw it.
+
+    Raises:
+        ValueError: costs that are no times.
     """
 
-    def __init__(self, costs: npt.ArrayLike, rate: float = 1.0) -> None:
-        costs = check_costs(costs)
-        self.costs = np.maximum.accumulate(costs) / costs[0]
+    def __init__(self, costs: npt.ArrayLike | StepCosts, rate: float = 1.0) -> None:
+        self._learner = costs if isinstance(costs, StepCosts) else None
+        times = np.ones(1) if isinstance(costs, StepCosts) else check_costs(costs)
+        self.costs = np.maximum.accumulate(times) / times[0]
         self.tokens = rate * _PRIOR_STEPS
         self.time = _PRIOR_STEPS
 
@@ -37,13 +43,22 @@ class BudgetRule:
         return self.tokens / self.time
 
     def prices(self, budget: int) -> npt.NDArray[np.float64]:
-        """The costs of steps over 0, 1, … n <= `budget` draft tokens, in tokens at the going rate: float[n + 1]."""
+        """The costs of steps over 0, 1, … n <= `budget` draft tokens, in tokens at the going rate: float[n + 1].
+
+        Where a size is to be learnt about, n is that size, and everything up to it costs nothing.
+        """
+        if self._learner is not None:
+            if (size := self._learner.explore(budget)) is not None:
+                return np.zeros(size + 1)
+            self.costs = self._learner.costs(budget)
         prices: npt.NDArray[np.float64] = self.rate * self.costs[: budget + 1]
         return prices
 
     def record(self, drafted: int, emitted: int) -> None:
         """Take in one step: `drafted` tokens verified, `emitted` tokens gained."""
         self.tokens += emitted
+        if self._learner is not None and drafted >= len(self.costs):
+            self.costs = self._learner.costs(drafted)
         self.time += float(self.costs[min(drafted, len(self.costs) - 1)])
 
 

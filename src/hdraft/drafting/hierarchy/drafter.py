@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hdraft.drafting import tree_masks
+from hdraft.drafting.costs import Costs
 from hdraft.drafting.databases.context import ContextDatabase
 from hdraft.drafting.databases.database import Database
 from hdraft.drafting.databases.frequent import SUFFIX_LENGTH
@@ -122,7 +123,7 @@ class HierarchyDrafter:
             stored = _new_model_database(size, general, tokenizer)
         return cls(size, stored, general, learn=learn)
 
-    def session(self, prompt_ids: TokenIds, costs: npt.NDArray[np.floating] | None = None) -> "HierarchySession":
+    def session(self, prompt_ids: TokenIds, costs: Costs | None = None) -> "HierarchySession":
         """Start a request; see `Drafter.session`."""
         return HierarchySession(self, prompt_ids, costs)
 
@@ -199,9 +200,7 @@ class HierarchyDrafter:
 class HierarchySession:
     """One request of a `HierarchyDrafter`."""
 
-    def __init__(
-        self, drafter: HierarchyDrafter, prompt_ids: TokenIds, costs: npt.NDArray[np.floating] | None = None
-    ) -> None:
+    def __init__(self, drafter: HierarchyDrafter, prompt_ids: TokenIds, costs: Costs | None = None) -> None:
         self._drafter = drafter
         prompt = check_ids(prompt_ids, drafter.vocab_size)
         self._context = ContextDatabase(prompt[:-SUFFIX_LENGTH])

@@ -6,6 +6,7 @@ Find where the request's last 3 tokens (else 2, else 1) occurred first, and draf
 import numpy as np
 import numpy.typing as npt
 
+from hdraft.drafting.costs import Costs
 from hdraft.drafting.drafter import UNLIMITED, IdArray, TokenIds, check_ids
 from hdraft.drafting.kernel import kernel
 from hdraft.drafting.tree import DraftTree
@@ -34,7 +35,7 @@ class PromptLookupDrafter:
         self.max_ngram = max_ngram
         self.draft = draft
 
-    def session(self, prompt_ids: TokenIds, costs: npt.NDArray[np.floating] | None = None) -> "PromptLookupSession":
+    def session(self, prompt_ids: TokenIds, costs: Costs | None = None) -> "PromptLookupSession":
         """Start a request; `costs` are not looked at."""
         return PromptLookupSession(self, prompt_ids)
 

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from hdraft.drafting.costs import Costs
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.drafter import UNLIMITED, IdArray, TokenIds, check_ids
@@ -99,7 +100,7 @@ class PublishedDrafter:
         self.model = table_of_outputs(model_database if "S" in order else None, vocab_size, ngram_size, guess)
         self.statistics, self.separator = suffix_array(statistics_database, vocab_size)
 
-    def session(self, prompt_ids: TokenIds, costs: npt.NDArray[np.floating] | None = None) -> "PublishedSession":
+    def session(self, prompt_ids: TokenIds, costs: Costs | None = None) -> "PublishedSession":
         """Start a request; `costs` are not looked at: the method always drafts what it finds, up to the budget."""
         return PublishedSession(self, prompt_ids)
 

@@ -6,6 +6,7 @@ Find the longest context in D_s, 16 to 2 tokens, and draft the tree of what foll
 import numpy as np
 import numpy.typing as npt
 
+from hdraft.drafting.costs import Costs
 from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.drafter import UNLIMITED, IdArray, TokenIds, check_ids
 from hdraft.drafting.kernel import kernel
@@ -44,7 +45,7 @@ class RestDrafter:
         self.max_span = max_span
         self.min_span = min_span
 
-    def session(self, prompt_ids: TokenIds, costs: npt.NDArray[np.floating] | None = None) -> "RestSession":
+    def session(self, prompt_ids: TokenIds, costs: Costs | None = None) -> "RestSession":
         """Start a request; `costs` are not looked at."""
         return RestSession(self, prompt_ids)
 
