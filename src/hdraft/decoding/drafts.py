@@ -66,11 +66,6 @@ class Drafts:
                 return self._branch.nodes()
         return NO_DRAFT
 
-    @property
-    def columns(self) -> int:
-        """How many nodes the last row of the lookahead branch has."""
-        return 0 if self._branch is None else len(self._branch.rows[-1])
-
     def extend(self, tokens: list[int], predicted: list[int] | None = None) -> None:
         """Take in the tokens that a step emitted.
 
@@ -79,8 +74,7 @@ class Drafts:
 
         Args:
             tokens: in order.
-            predicted: the target's most likely token after each node of the last row of the lookahead branch, if the
-                step forwarded it.
+            predicted: the target's most likely token after each node of the lookahead branch, if the step forwarded it.
         """
         if not self._active or self._drafter is None:
             return
@@ -91,7 +85,8 @@ class Drafts:
             with self._guarded():
                 ngrams = None
                 if predicted is not None and self._branch is not None:
-                    ngrams = self._branch.advance(np.minimum(predicted, vocab_size - 1), tokens[held - 1])
+                    last = predicted[-len(self._branch.rows[-1]) :]
+                    ngrams = self._branch.advance(np.minimum(last, vocab_size - 1), tokens[held - 1])
                 self._session.extend(tokens[:held], ngrams)
         self._active &= held == len(tokens)
 

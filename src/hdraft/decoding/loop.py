@@ -16,6 +16,7 @@ from hdraft.decoding.request import DecodingRequest
 from hdraft.decoding.stats import GenerationStats, Stopwatch
 from hdraft.decoding.target import Target
 from hdraft.decoding.verification import Choice, most_likely, verify
+from hdraft.drafting.drafter import lookahead_nodes
 from hdraft.drafting.tree import DraftTree, Source
 
 Ids = npt.NDArray[np.int64]
@@ -61,7 +62,7 @@ def draft_and_verify(
             if target.restarts(choice.sequence):
                 text = _ids(choice)
             watch.lap()
-            tree, branch = _draft(drafts, target, len(text), request.budget)
+            tree, branch = _draft(drafts, target, len(text), request)
             watch.lap("drafting")
             began = watch.last
             logits = target.forward(text, tree.beside(branch) if len(branch) else tree)
@@ -76,7 +77,7 @@ def draft_and_verify(
             watch.lap("verification")
             target.keep(nodes[: len(tokens) - 1])
             watch.lap("cache")
-            predicted = target.ranks.tokens(most_likely(logits[-drafts.columns :])) if len(branch) else None
+            predicted = target.ranks.tokens(most_likely(logits[-len(branch) :])) if len(branch) else None
             drafts.extend(tokens, predicted)
             watch.lap("drafting")
 
@@ -109,8 +110,9 @@ def _prefill(target: Target, text: Ids, chunk: int | None, watch: Stopwatch) -> 
     return text
 
 
-def _draft(drafts: Drafts, target: Target, text: int, budget: int) -> tuple[DraftTree, DraftTree]:
-    """The tree to verify behind `text` tokens, and the lookahead branch to run beside it."""
+def _draft(drafts: Drafts, target: Target, text: int, request: DecodingRequest) -> tuple[DraftTree, DraftTree]:
+    """The tree to verify behind `text` tokens, and the lookahead branch to run beside it: rank 0's, on every rank."""
+    budget = request.budget
     deepest = target.deepest_draft(text)
     depth = min(target.max_length - target.length - text - 1, deepest)
     if depth <= 0:
@@ -118,4 +120,5 @@ def _draft(drafts: Drafts, target: Target, text: int, budget: int) -> tuple[Draf
     tree = target.ranks.tree(drafts.propose(budget, depth), budget)
     if target.chains_only and len(tree):
         tree = tree.best_chain(budget)
-    return tree, drafts.branch(deepest)
+    branch, room = drafts.branch(deepest), lookahead_nodes(request.active_drafter)
+    return tree, target.ranks.tree(branch, room) if room else branch

@@ -11,7 +11,8 @@ from oracle import OracleDrafter
 from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
 
 import hdraft
-from hdraft.decoding import costs
+from hdraft.decoding import stats, target
+from hdraft.decoding.costs import step_costs
 from hdraft.drafting.methods import PublishedDrafter
 
 NEW = 48
@@ -45,12 +46,18 @@ def main(folder):
 
     greedy = expected()
     clock = random.Random(rank)
-    costs.perf_counter = itertools.accumulate(clock.uniform(1e-4, 1e-2) for _ in itertools.count()).__next__
-    statistics = hdraft.Statistics()
+    ticks = itertools.accumulate(clock.uniform(1e-4, 1e-2) for _ in itertools.count())
+    stats.perf_counter = target.perf_counter = ticks.__next__  # what a step takes, another time on each rank
     drafter = hdraft.HierarchyDrafter(VOCABULARY)
-    assert torch.equal(drafted(drafter, statistics=statistics), greedy)
-    assert torch.equal(drafted(drafter, statistics=statistics), greedy)  # what it learnt
+    assert torch.equal(drafted(drafter), greedy)  # with no kernel in the cache, each rank is ready when it is
+    drafter.warm_up()
+    statistics = hdraft.Statistics()
+    for _ in range(4):  # what it learnt, of the text and of the costs; each rank tries sizes when it thinks fit
+        assert torch.equal(drafted(drafter, statistics=statistics), greedy)
     assert statistics.drafted
+    ordinary = [None, None]
+    dist.all_gather_object(ordinary, step_costs(model, "dynamic").ordinary)
+    assert 0 < ordinary[0] != ordinary[1] > 0
     assert torch.equal(drafted(drafter, seed=3, **sampled), expected(seed=3, **sampled))
     # whatever differs between ranks comes from rank 0: the drafter, the seed, when to stop
     oracle = OracleDrafter(VOCABULARY, greedy[0].tolist(), prompt.shape[1], seed=rank)
