@@ -33,7 +33,7 @@ class Compilation:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            process_group=0,  # Ctrl-C is for the request; a session of its own would have a processor's share of its own
+            process_group=0,  # Ctrl-C is for the request; a session, too, would have a share of processors of its own
         )
         self.met_ended = False  # by somebody who lacks a kernel
 
