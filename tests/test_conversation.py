@@ -82,3 +82,18 @@ def test_a_template_that_fails_is_one_line(
     with pytest.raises(ValueError, match=says) as caught:
         Conversation(tokenizer, str(tmp_path / "bad.jinja")).ask("one?")
     assert "\n" not in str(caught.value)
+
+
+def test_a_question_that_the_template_refuses_is_not_taken_in(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    (tmp_path / "strict.jinja").write_text(
+        "{% if messages | length > 1 %}{{ raise_exception('one turn') }}{% endif %}{{ messages[0].content }}"
+    )
+    conversation = Conversation(tokenizer, str(tmp_path / "strict.jinja"))
+    conversation.ask("one?")
+    with pytest.raises(ValueError, match="one turn"):
+        conversation.ask("two?")
+    assert [message["content"] for message in conversation.messages] == ["one?"]
+    with pytest.raises(ValueError, match="one turn"):
+        Conversation(tokenizer, str(tmp_path / "strict.jinja")).rehearse()

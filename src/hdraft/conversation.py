@@ -40,32 +40,80 @@ class Conversation:
         self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
 
     def ask(self, question: str) -> list[int]:
-        """The prompt of the next turn, as token ids.
+        """The prompt of the next turn, as token ids; the question is taken in.
+
+        Raises:
+            ConversationError: as `prompt` does; the question is not taken in.
+        """
+        ids = self.prompt(question)
+        self.messages.append({"role": "user", "content": question})
+        return ids
+
+    def prompt(self, question: str) -> list[int]:
+        """What `ask` returns, without taking the question in.
 
         Raises:
             ConversationError: the template fails, or makes nothing of it, or it is no text.
         """
-        self.messages.append({"role": "user", "content": question})
-        for message in self.messages:
+        return self._encode([*self.messages, {"role": "user", "content": question}])
+
+    def take(self, question: str, answer: str) -> None:
+        """Take in a question and its answer."""
+        self.messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+    def answer(self, text: str) -> None:
+        """Take in the answer to the last question."""
+        self.messages.append({"role": "assistant", "content": text})
+
+    def rehearse(self) -> list[int]:
+        """The prompt of a second turn, were one said: whether the template takes turns is known before there are any.
+
+        Raises:
+            ConversationError: it does not, or it takes no system prompt, or leaves it out.
+        """
+        turns = [{"role": role, "content": "Hi"} for role in ("user", "assistant", "user")]
+        try:
+            ids = self._encode([*self.messages, *turns])
+        except ConversationError as error:
+            if self.messages and self._takes(turns):
+                reason = _reason(error.__cause__ or error)
+                raise ConversationError(
+                    f"the chat template takes no system prompt ({reason}): give none, or another --chat-template"
+                ) from error
+            raise
+        if self.messages and self._takes(turns) and ids == self._encode(turns):
+            raise ConversationError(
+                "the chat template leaves the system prompt out: give none, or another --chat-template"
+            )
+        return ids
+
+    def _takes(self, messages: list[dict[str, str]]) -> bool:
+        try:
+            return bool(self._encode(messages))
+        except ConversationError:
+            return False
+
+    def _encode(self, messages: list[dict[str, str]]) -> list[int]:
+        for message in messages:
             try:
                 check_text(message["content"])
             except ValueError as error:
                 raise ConversationError(f"what the {message['role']} says is {error}") from None
         try:
             encoded = self.tokenizer.apply_chat_template(
-                self.messages, chat_template=self.template, add_generation_prompt=True, return_dict=True
+                messages, chat_template=self.template, add_generation_prompt=True, return_dict=True
             )
         except Exception as error:  # a template is a program of its own
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            reason = _reason(error)
             raise ConversationError(f"the chat template fails ({reason}): try another --chat-template") from error
         ids = list(encoded["input_ids"])
         if not ids:
             raise ConversationError("the chat template makes no token of the text: try another --chat-template")
         return ids
 
-    def answer(self, text: str) -> None:
-        """Take in the answer to the last question."""
-        self.messages.append({"role": "assistant", "content": text})
+
+def _reason(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _source(tokenizer: Any, name: str) -> str:
