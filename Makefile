@@ -60,7 +60,7 @@ smoke: setup
 	$(OLDEST) $(PYTEST) tests/decoding/test_smoke.py
 
 # The reference, from the docstrings of what is public; a warning stops it. See build/docs/index.html.
-PUBLIC := hdraft hdraft.decoding hdraft.drafting hdraft.building hdraft.conversation hdraft.engines.vllm \
+PUBLIC := hdraft hdraft.decoding hdraft.drafting hdraft.building hdraft.conversation hdraft.chat hdraft.engines.vllm \
   hdraft.evaluation.replay hdraft.evaluation.traces hdraft.evaluation.costs
 docs: setup
 	$(BIN)/python -W error::UserWarning -m pdoc --docformat google --no-show-source --output-directory build/docs $(PUBLIC)

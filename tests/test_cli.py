@@ -251,6 +251,120 @@ def test_a_database_for_another_tokenizer_is_refused(run: Run, other_model: Path
     refused(run(*ask, "--model-database", statistics_database), "model database is needed")
 
 
+# ----------------------------------------------------------------------------------------------- chat
+
+
+def chat(model: Path, *arguments: object) -> tuple[object, ...]:
+    return ("chat", "--model", model, "--chat-template", "vicuna", "--max-new-tokens", 12, *arguments)
+
+
+def test_chat_in_a_pipe_answers_each_line_and_writes_nothing_else(run: Run, model: Path) -> None:
+    first = run(
+        "generate", "--model", model, "--prompt", "def area", "--chat-template", "vicuna", "--max-new-tokens", 12
+    )
+    drafted, ordinary = (
+        run(*chat(model, *options), stdin=b"def area\n\nwidth\r\nheight") for options in ((), ("--no-draft",))
+    )
+    assert (drafted.code, drafted.err) == (0, "")
+    assert drafted.out == ordinary.out and "\x1b" not in drafted.out
+    assert drafted.out.startswith(first.out) and len(drafted.out) > len(first.out)
+    assert run(*chat(model), stdin=b"") == (0, "", "")
+
+
+def test_chat_saves_what_was_said(run: Run, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "said.jsonl"
+    lines = f"def \\\narea\n /help\n/save {path}\n/reset\nwidth\n/exit\nheight\n"
+    result = run(*chat(model, "--system", "Be short."), stdin=lines.encode())
+    assert (result.code, result.err) == (0, "")
+    messages = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [message["role"] for message in messages] == ["system", *["user", "assistant"] * 2]
+    assert [message["content"] for message in messages[:4:1] if message["role"] != "assistant"] == [
+        "Be short.",
+        "def \narea",
+        " /help",
+    ]
+    answers = "".join(message["content"] + "\n" for message in messages if message["role"] == "assistant")
+    alone = run(*chat(model, "--system", "Be short."), stdin=b"width\n").out
+    assert result.out == answers + alone
+
+
+def test_chat_says_how_its_tokens_came_about(run: Run, model: Path) -> None:
+    result = run(*chat(model), stdin=b"width\nheight\n/stats\n/help\n")
+    assert result.code == 0
+    assert re.search(r"^2 turns, 24 tokens, [\d.,]+ tokens/s, MAT \d", result.out, re.MULTILINE)
+    counts = re.search(r"^D_c .*: (\d+)   D_m .*: (\d+)   D_s .*: (\d+)   model .*: (\d+)$", result.out, re.MULTILINE)
+    assert counts is not None and sum(map(int, counts.groups())) == 24
+    assert all(f"\n/{name}" in result.out for name in ("reset", "stats", "save", "help", "exit"))
+
+
+def test_chat_drafts_from_what_it_has_learnt_and_from_databases(
+    run: Run, model: Path, statistics_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hdraft.HierarchyDrafter, "uses_costs", False)  # whatever a busy machine measures
+    hdraft.HierarchyDrafter(100).warm_up()
+    lines = b"width\n/reset\nwidth\n/stats\n"
+    plain = run(*chat(model), stdin=lines).out.splitlines()
+    for options in (("--learn",), ("--learn", "--statistics-database", statistics_database)):
+        learnt = run(*chat(model, *options), stdin=lines).out.splitlines()
+        assert learnt[:-2] == plain[:-2]
+        assert int(re.findall(r": (\d+)", learnt[-1])[1]) > 0 == int(re.findall(r": (\d+)", plain[-1])[1])
+
+
+def test_chat_samples_the_same_with_the_same_seed(run: Run, model: Path) -> None:
+    ask = chat(model, "--do-sample", "--temperature", 2)
+    first = run(*ask, "--seed", 1, stdin=b"width\nheight\n").out
+    assert first == run(*ask, "--seed", 1, "--no-draft", stdin=b"width\nheight\n").out
+    assert first != run(*ask, "--seed", 2, stdin=b"width\nheight\n").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--chat-template", "auto"], "no chat template: give --chat-template"),
+        (["--chat-template", "alpaca"], "no chat template alpaca"),
+        (["--temperature", "0.5"], "add --do-sample"),
+        (["--do-sample", "--temperature", "0"], "above 0"),
+        (["--max-new-tokens", "0"], "--max-new-tokens"),
+        (["--no-draft", "--learn"], "--learn is for drafting, and --no-draft is without"),
+        (["--no-draft", "--model-database", "x"], "--model-database is for drafting"),
+        (["--model-database", "nothing"], "no database at nothing"),
+        (["--system", "a\udce9"], "--system is not valid text"),
+        (["--device", "abacus"], "no device"),
+    ],
+)
+def test_chat_refuses_wrong_arguments_before_it_reads(run: Run, model: Path, arguments: list[str], words: str) -> None:
+    refused(run(*chat(model), *arguments, stdin=b"width\n"), words)
+
+
+def test_chat_refuses_a_template_that_takes_no_system_prompt(run: Run, model: Path, tmp_path: Path) -> None:
+    template = tmp_path / "gemma.jinja"
+    template.write_text("{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}x")
+    ask = (*chat(model), "--chat-template", template, "--system")
+    refused(run(*ask, "Be short.", stdin=b"width\n"), "takes no system prompt (no system): give none")
+    assert run(*ask, "", stdin=b"width\n").code == 0
+
+
+def test_chat_in_a_pipe_ends_with_what_it_cannot_do_after_the_answers_before_it(
+    run: Run, model: Path, tmp_path: Path
+) -> None:
+    answered = run(*chat(model), stdin=b"width\n").out
+    (tmp_path / "kept.jsonl").write_text("mine")
+    for line, words in (
+        (b"\xff\xfe", "standard input is not UTF-8"),
+        (b"/sav x", "there is no /sav: /help lists the commands"),
+        (b"/save", "needs the name of a file"),
+        (f"/save {tmp_path / 'kept.jsonl'}".encode(), "kept.jsonl exists: give another name"),
+        (f"/save {tmp_path / 'none' / 'x'}".encode(), "none/x: No such file"),
+        (f"/save {tmp_path}".encode(), "exists"),
+        (b"/reset\n/stats", "nothing has been said"),
+        (b"/reset\n/save x", "nothing has been said"),
+    ):
+        result = run(*chat(model), stdin=b"width\n" + line + b"\nheight\n")
+        assert result.out == answered
+        refused(result._replace(out=""), words)
+    assert (tmp_path / "kept.jsonl").read_text() == "mine"
+
+
 # ------------------------------------------------------------------------------------- build and inspect
 
 
@@ -472,7 +586,7 @@ def test_replay_refuses_what_it_cannot_replay(run: Run, trace: Path, tmp_path: P
 
 def test_version_and_help(run: Run) -> None:
     assert run("--version").out == f"hdraft {hdraft.__version__}\n"
-    for command in ("", "demo", "generate", "build", "build model", "build statistics", "inspect", "replay"):
+    for command in ("", "demo", "generate", "chat", "build", "build model", "build statistics", "inspect", "replay"):
         assert f"Usage: hdraft {command}".rstrip() in run(*command.split(), "--help").out
     assert "Usage: hdraft" in run().out
 
@@ -482,6 +596,7 @@ def test_version_and_help(run: Run) -> None:
     [
         ("bench", "Questions", ("--questions", "--question-begin", "--question-end", "--num-choices", "--download")),
         ("generate", "The text", ("--prompt", "--prompt-file")),
+        ("chat", "Databases", ("--model-database", "--statistics-database", "--learn")),
         ("replay", "Databases", ("--model-database", "--statistics-database")),
     ],
 )

@@ -21,6 +21,7 @@ LAYERS = [
     "evaluation",
     "engines",
     "terminal",
+    "chat",
     "demo",
     "cli",
 ]

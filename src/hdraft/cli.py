@@ -95,7 +95,7 @@ def _check_empty(arguments: list[str]) -> None:
         option, is_given, value = argument.partition("=")
         name = before if argument == "" else option
         empty = argument == "" or (option.startswith("--") and is_given and not value)
-        if empty and name not in ("--prompt", "--system-prompt") and before != "--prompt":
+        if empty and name not in ("--prompt", "--system", "--system-prompt") and before != "--prompt":
             raise CommandError(f"{name or 'the first argument'} is empty: give a value, or leave it out")
 
 
@@ -145,11 +145,11 @@ class GroupedCommand(TyperCommand):
     """A command with many options: its help has a section for each kind, in plain text."""
 
     SECTIONS = (
-        ("The model", "model chat chat_template system_prompt dtype device trust_remote_code"),
+        ("The model", "model chat chat_template system system_prompt dtype device trust_remote_code"),
         ("The text", "prompt prompt_file"),
         ("Questions", "questions question_begin question_end num_choices download"),
         ("Drafting", "method budget step no_draft"),
-        ("Databases", "model_database statistics_database no_model_database no_statistics_database"),
+        ("Databases", "model_database statistics_database learning no_model_database no_statistics_database"),
         ("Options of single methods", "no_context ngram_size window guess previous_tokens order learn adaptive"),
         (
             "Decoding",
@@ -209,7 +209,11 @@ Chat = Annotated[bool, typer.Option("--chat", help="Send prompts through a chat 
 ChatTemplate = Annotated[
     str, typer.Option(metavar="NAME", help="auto (the tokenizer's own), vicuna, llama-2, or a file (Jinja).")
 ]
-StepName = Literal["auto", "compiled", "captured", "static", "dynamic"]
+NoDraft = Annotated[bool, typer.Option("--no-draft", help="Decode ordinarily.")]
+Step = Annotated[
+    Literal["auto", "compiled", "captured", "static", "dynamic"],
+    typer.Option(help="How a step is run: auto is captured on a GPU, dynamic elsewhere; see docs/generate.md."),
+]
 JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", dir_okay=False, help="Write the figures to this file.")
 ]
@@ -286,6 +290,18 @@ def _positive(value: float | None) -> float | None:
     return value
 
 
+DoSample = Annotated[
+    bool | None, typer.Option(help="Draw tokens, or take the likeliest; if neither, as the model's settings say.")
+]
+Temperature = Annotated[float | None, typer.Option(metavar="X", callback=_positive)]
+TopK = Annotated[int | None, typer.Option(metavar="N", min=0)]
+TopP = Annotated[float | None, typer.Option(metavar="X", min=0, max=1)]
+MinP = Annotated[float | None, typer.Option(metavar="X", min=0, max=1)]
+RepetitionPenalty = Annotated[float | None, typer.Option(metavar="X", callback=_positive)]
+NoRepeatNgramSize = Annotated[int | None, typer.Option(metavar="N", min=0)]
+Seed = Annotated[int | None, typer.Option(metavar="N", min=0, max=2**63 - 1, help="Repeats a sample.")]
+
+
 @app.command(cls=GroupedCommand)
 def generate(
     model: Model,
@@ -300,11 +316,8 @@ def generate(
     model_database: ModelDatabaseName = None,
     statistics_database: StatisticsDatabaseName = None,
     budget: Budget = 64,
-    step: Annotated[
-        StepName,
-        typer.Option(help="How a step is run: auto is captured on a GPU, dynamic elsewhere; see docs/generate.md."),
-    ] = "auto",
-    no_draft: Annotated[bool, typer.Option("--no-draft", help="Decode ordinarily.")] = False,
+    step: Step = "auto",
+    no_draft: NoDraft = False,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(
@@ -314,16 +327,14 @@ def generate(
             show_default="256, or as many as the model has room for",
         ),
     ] = None,
-    do_sample: Annotated[
-        bool | None, typer.Option(help="Draw tokens, or take the likeliest; if neither, as the model's settings say.")
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(metavar="X", callback=_positive)] = None,
-    top_k: Annotated[int | None, typer.Option(metavar="N", min=0)] = None,
-    top_p: Annotated[float | None, typer.Option(metavar="X", min=0, max=1)] = None,
-    min_p: Annotated[float | None, typer.Option(metavar="X", min=0, max=1)] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(metavar="X", callback=_positive)] = None,
-    no_repeat_ngram_size: Annotated[int | None, typer.Option(metavar="N", min=0)] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", min=0, max=2**63 - 1, help="Repeats a sample.")] = None,
+    do_sample: DoSample = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    no_repeat_ngram_size: NoRepeatNgramSize = None,
+    seed: Seed = None,
     stats: Annotated[bool, typer.Option("--stats", help="Colour tokens by source; say what the run cost.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, at the end.")] = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -332,12 +343,8 @@ def generate(
 
     The text comes from --prompt, --prompt-file or standard input.
     """
-    for name, database in (("model", model_database), ("statistics", statistics_database)):
-        if no_draft and database is not None:
-            raise CommandError(f"--{name}-database is for drafting, and --no-draft is without: leave one of them out")
+    _check_draft(no_draft, model_database=model_database, statistics_database=statistics_database)
     text = _read_prompt(prompt, prompt_file)
-    from torch import manual_seed
-
     from hdraft.decoding import Statistics, stream
     from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
     from hdraft.loading import check_room, encode_prompt, load_target, quieten
@@ -347,19 +354,13 @@ def generate(
     target, tokenizer = load_target(model, dtype, device, trust_remote_code)
     input_ids = encode_prompt(tokenizer, text, _template(chat, chat_template)).to(target.device)
     max_new_tokens = check_room(target, input_ids.shape[1], max_new_tokens, default=256)
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    if not (target.generation_config.do_sample if do_sample is None else do_sample):
-        for name in (name for name, value in sampling.items() if value is not None):
-            raise CommandError(f"--{name.replace('_', '-')} is for sampling: add --do-sample")
-    options: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "do_sample": do_sample,
-        "repetition_penalty": repetition_penalty,
-        "no_repeat_ngram_size": no_repeat_ngram_size,
-        **sampling,
-    }
-    if seed is not None:
-        manual_seed(seed)
+    options = _sampling(
+        target,
+        seed,
+        do_sample,
+        {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p},
+        {"repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram_size},
+    )
     statistics = Statistics()
     with _refusals():
         drafter = None
@@ -373,7 +374,8 @@ def generate(
             budget=budget,
             statistics=statistics,
             step=None if step == "auto" else step,
-            **{name: value for name, value in options.items() if value is not None},
+            max_new_tokens=max_new_tokens,
+            **options,
         )
     console = open_console(plain=not stats)
     emitted = []
@@ -397,6 +399,74 @@ def generate(
         if console.is_terminal:
             errors.print(legend())
         errors.print(str(statistics), soft_wrap=True)
+
+
+@app.command("chat", cls=GroupedCommand)
+def chat_command(
+    model: Model,
+    chat_template: ChatTemplate = "auto",
+    system: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="The system prompt; '' for none.", show_default="the template's"),
+    ] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    model_database: ModelDatabaseName = None,
+    statistics_database: StatisticsDatabaseName = None,
+    learning: Annotated[
+        bool, typer.Option("--learn", help="Let answers join D_m, in memory: later ones draft from them.")
+    ] = False,
+    budget: Budget = 64,
+    step: Step = "auto",
+    no_draft: NoDraft = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="The most tokens of an answer.")] = 1024,
+    do_sample: DoSample = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    no_repeat_ngram_size: NoRepeatNgramSize = None,
+    seed: Seed = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Talk with a model: turns with history, each token in the colour of its source, the speed after each answer.
+
+    In a pipe, each line is a message, and the output is the answers alone. /help lists what else can be typed.
+    """
+    _check_draft(
+        no_draft, model_database=model_database, statistics_database=statistics_database, learn=learning or None
+    )
+    from hdraft.chat import Chat
+    from hdraft.chat.loop import converse
+    from hdraft.conversation import Conversation
+    from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
+    from hdraft.loading import load_target, quieten
+
+    quieten()
+    target, tokenizer = load_target(model, dtype, device, trust_remote_code)
+    conversation = Conversation(tokenizer, chat_template, None if system is None else _argument("--system", system))
+    options = _sampling(
+        target,
+        seed,
+        do_sample,
+        {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p},
+        {"repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram_size},
+    )
+    with _refusals():
+        drafter = None
+        if not no_draft:
+            drafter = HierarchyDrafter.for_model(target, tokenizer, model_database, statistics_database, learn=learning)
+        chat = Chat(
+            target,
+            conversation,
+            drafter,
+            max_new_tokens=max_new_tokens,
+            budget=budget,
+            step=None if step == "auto" else step,
+            **options,
+        )
+    converse(chat, lambda error: _explain(error)[0])
 
 
 @build.command("model")
@@ -761,6 +831,28 @@ def _promised(file: Path | None) -> Iterator[Callable[[str], None]]:
 def _template(chat: bool, name: str) -> str | None:
     """The chat template to use: naming one asks for it."""
     return name if chat or name != "auto" else None
+
+
+def _check_draft(no_draft: bool, **options: object) -> None:
+    for name, value in options.items():
+        if no_draft and value is not None:
+            name = name.replace("_", "-")
+            raise CommandError(f"--{name} is for drafting, and --no-draft is without: leave one of them out")
+
+
+def _sampling(
+    target: Any, seed: int | None, do_sample: bool | None, drawing: dict[str, Any], further: dict[str, Any]
+) -> dict[str, Any]:
+    """Those of the options that are given, for `generate`; `drawing` are for sampling alone. Sets the seed."""
+    if not (target.generation_config.do_sample if do_sample is None else do_sample):
+        for name in (name for name, value in drawing.items() if value is not None):
+            raise CommandError(f"--{name.replace('_', '-')} is for sampling: add --do-sample")
+    if seed is not None:
+        from torch import manual_seed
+
+        manual_seed(seed)
+    options = {"do_sample": do_sample, **drawing, **further}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _read_prompt(prompt: str | None, file: Path | None) -> str:

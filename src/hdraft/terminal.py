@@ -1,6 +1,7 @@
 """The commands' output: tokens coloured by the database they came from, tables, progress. In a pipe, plain text."""
 
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,16 +41,21 @@ def open_console(*, stderr: bool = False, plain: bool = False) -> Console:
     return console
 
 
-def legend() -> Text:
-    """One line that says which colour stands for which source."""
-    parts = [Text.assemble((NAMES[source], _STYLES[source]), f" {meaning}") for source, meaning in _MEANINGS.items()]
+def legend(counts: Mapping[Source | None, int] | None = None) -> Text:
+    """One line that says which colour stands for which source, and how many tokens came from each."""
+    numbers = {source: "" if counts is None else f": {counts[source]:,}" for source in _MEANINGS}
+    parts = [
+        Text.assemble((NAMES[source], _STYLES[source]), f" {meaning}{numbers[source]}")
+        for source, meaning in _MEANINGS.items()
+    ]
     return Text("   ").join(parts)
 
 
 def show_token(console: Console, text: str, source: Source | None) -> None:
     """Write a token's text in its source's colour, with nothing after it."""
-    if console.is_terminal:
-        console.print(Text(text, _STYLES[source]), end="", soft_wrap=True)
+    if console.is_terminal:  # which no token may steer
+        shown = "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else ascii(c)[1:-1] for c in text)
+        console.print(Text(shown, _STYLES[source]), end="", soft_wrap=True)
     else:  # exactly the text: rich would expand tabs
         console.file.write(text)
     console.file.flush()

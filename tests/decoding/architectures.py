@@ -128,7 +128,11 @@ FAMILIES: dict[str, tuple[str, dict]] = {
 }
 CHAINS = {"bloom", "mpt", "falcon-alibi", "gpt-neo"}
 EAGER_ONLY = {"bloom", "gemma2", "gpt-neo", "gpt-oss", "gptj", "mpt"}  # transformers has no SDPA for them
-TEXT: dict[str, tuple[str, dict]] = {"llama-text": ("Llama", SMALL | {"vocab_size": 320})}
+TEXT: dict[str, tuple[str, dict]] = {
+    "llama-text": ("Llama", SMALL | {"vocab_size": 320}),
+    "mistral-text": ("Mistral", SMALL | {"vocab_size": 320, "sliding_window": WINDOW}),
+    "gpt2-text": ("GPT2", GPT | {"vocab_size": 320}),
+}
 UNLISTED: dict[str, tuple[str, dict]] = {  # tried by the probe
     "cohere2": ("Cohere2", SMALL | {"sliding_window": WINDOW, "logit_scale": 1.0}),
     "olmo": ("Olmo", SMALL),
