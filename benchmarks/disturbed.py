@@ -51,7 +51,7 @@ def run(name: str, tokens: int, rounds: int, disturbed: bool) -> list[dict[str, 
                 messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
             ).input_ids
             statistics, start = hdraft.Statistics(), time.time()
-            options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
+            options: dict[str, Any] = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
             hdraft.generate(model, ids, drafter, statistics=statistics, **options)
             figures = {"began": start - begin, "seconds": time.time() - start, "tokens": float(statistics.tokens)}
             requests.append(figures | {"drafted": statistics.drafted / statistics.steps})
