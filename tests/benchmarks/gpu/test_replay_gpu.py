@@ -243,8 +243,9 @@ def test_what_the_script_runs_on_a_gpu(folder: Path, tmp_path: Path, free: int) 
     summary, ran = (output / "summary.md").read_text(), calls.read_text().splitlines()
     assert "| precision | failed with 3, see precision.log |" in summary
     assert sorted(path.name for path in output.iterdir()) == ["precision.log", "summary.md"]
-    assert [line.split()[0] for line in ran[:2]] == ["benchmarks/lossless.py", "benchmarks/precision.py"]
-    replays = [line.split() for line in ran[2:]]
+    assert ran[0] == "-m hdraft.drafting.compile_kernels 32000 --all"
+    assert [line.split()[0] for line in ran[1:3]] == ["benchmarks/lossless.py", "benchmarks/precision.py"]
+    replays = [line.split() for line in ran[3:]]
     assert all(each[0] == "benchmarks/gpu/replay.py" for each in replays)
     of = [(*(each[each.index(name) + 1] for name in ("--shape", "--dtype", "--step")),) for each in replays]
     large = [("llama-2-13b", "float16", "captured")]
