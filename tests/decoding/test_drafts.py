@@ -8,10 +8,11 @@ from architectures import NEW, PROMPT, VOCABULARY, build
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hdraft.building import generate_outputs
-from hdraft.decoding import Statistics, generate, stream
+from hdraft.decoding import Statistics, drafts, generate, stream
 from hdraft.drafting import DraftTree
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
+from hdraft.drafting.kernel_cache import NotCompiledError
 from hdraft.drafting.methods import LookaheadDrafter, PromptLookupDrafter, PublishedDrafter
 
 LOG = "hdraft.decoding"
@@ -160,3 +161,77 @@ def test_what_a_larger_head_writes_makes_a_database(tmp_path):
     from hdraft.building import build_model
 
     assert isinstance(build_model(answers, tmp_path / "D_m", None, 60), ModelDatabase)
+
+
+class Lacking:
+    """A drafter whose kernels are compiled beside its requests: it lacks them in the sessions, or drafts, named."""
+
+    vocab_size = VOCABULARY
+
+    def __init__(self, *lacks):
+        self.lacks = list(lacks)
+        self.texts = []  # of each session, what it was told of
+        self.closed = 0
+
+    def _look(self, what):
+        if self.lacks and self.lacks[0] == what:
+            self.lacks.pop(0)
+            raise NotCompiledError(what)
+
+    def session(self, prompt_ids, costs=None):
+        self._look("session")
+        self.texts.append(list(prompt_ids))
+        return self
+
+    def propose(self, budget, max_depth):
+        self._look("propose")
+        return DraftTree([3], [-1])
+
+    def extend(self, token_ids, ngrams=None, candidates=None):
+        self.texts[-1] += list(token_ids)
+
+    def close(self):
+        self.closed += 1
+
+
+class Compilation:
+    """A process that has ended each second time that it is looked at."""
+
+    def __init__(self):
+        self.looked = 0
+
+    def running(self):
+        self.looked += 1
+        return self.looked % 2 == 1
+
+
+@pytest.mark.parametrize("lacks", [["session"], ["session", "session", "session"], ["propose"], ["session", "propose"]])
+def test_a_request_drafts_from_when_its_kernels_are_compiled_and_has_all_of_its_text(lacks, monkeypatch, caplog):
+    compilation = Compilation()
+    monkeypatch.setattr(drafts, "compile_beside", lambda drafter: compilation)
+    model, drafter, statistics = build("llama"), Lacking(*lacks), Statistics()
+    expected = model.generate(prompt(), max_new_tokens=NEW)
+    assert torch.equal(generate(model, prompt(), drafter, max_new_tokens=NEW, statistics=statistics), expected)
+    assert not drafter.lacks
+    assert drafter.texts[-1] == expected[0].tolist()
+    assert drafter.closed == 1
+    assert 0 < statistics.drafted < statistics.steps
+    assert caplog.records == []
+
+
+def test_a_request_whose_kernels_cannot_be_compiled_does_without_drafts(monkeypatch):
+    monkeypatch.setattr(drafts, "compile_beside", lambda drafter: None)
+    model, drafter, statistics = build("llama"), Lacking("session"), Statistics()
+    expected = model.generate(prompt(), max_new_tokens=NEW)
+    assert torch.equal(generate(model, prompt(), drafter, max_new_tokens=NEW, statistics=statistics), expected)
+    assert (statistics.drafted, statistics.steps, drafter.texts) == (0, NEW, [])
+
+
+def test_a_request_that_ends_before_its_kernels_are_there_is_learnt_from_where_they_are_by_then(monkeypatch):
+    compilation = Compilation()
+    compilation.running = lambda: False
+    monkeypatch.setattr(drafts, "compile_beside", lambda drafter: compilation)
+    model, drafter = build("llama"), Lacking("session")
+    expected = model.generate(prompt(), max_new_tokens=1)
+    assert torch.equal(generate(model, prompt(), drafter, max_new_tokens=1), expected)
+    assert drafter.texts == [expected[0].tolist()] and drafter.closed == 1

@@ -3,21 +3,22 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from time import perf_counter
 
 import numpy as np
 
 from hdraft.decoding.logs import logger
+from hdraft.drafting.compiling import Compilation, compile_beside
 from hdraft.drafting.costs import Costs
 from hdraft.drafting.drafter import Drafter, DraftSession, TokenIds, lookahead_branch
 from hdraft.drafting.kernel_cache import NotCompiledError, loading_only
 from hdraft.drafting.methods.lookahead_branch import LookaheadBranch
 from hdraft.drafting.tree import DraftTree
 
-if TYPE_CHECKING:
-    from hdraft.drafting.compiling import Compilation
-
 NO_DRAFT = DraftTree.empty()
+
+_EVERY = 1.0
+"""Seconds after which to look for kernels again, while they are compiled."""
 
 
 class Drafts:
@@ -34,14 +35,19 @@ class Drafts:
         self._session: DraftSession | None = None
         self._branch: LookaheadBranch | None = None
         self._compilation: Compilation | None = None
+        self._looked = 0.0  # for kernels
         self._active = drafter is not None  # it can hold all of the text, and has not failed
         self._failed = False
         self._begin()
 
     def _begin(self) -> None:
-        """Begin the session, unless its kernels are still being compiled."""
-        if self._drafter is None or not self._active or (self._compilation and self._compilation.running()):
+        """Begin the session, unless its kernels are still being compiled, as they were a second ago."""
+        if self._drafter is None or not self._active:
             return
+        now = perf_counter()
+        if self._compilation is not None and self._compilation.running() and now - self._looked < _EVERY:
+            return
+        self._looked = now
         with self._guarded():
             self._session = self._drafter.session(self._prompt, self._costs)
             for token in self._emitted:  # each by a step of its own
@@ -118,8 +124,6 @@ class Drafts:
                 )
 
     def _wait(self) -> None:
-        from hdraft.drafting.compiling import compile_beside  # imports every method
-
         assert self._drafter is not None
         self._compilation = compile_beside(self._drafter)
         self._active = self._compilation is not None

@@ -24,8 +24,6 @@ NICE = 10
 
 def warm_up(drafter: Drafter) -> None:
     """Have the kernels of a drafter compiled, or loaded, in this process and at once; nothing is kept of it."""
-    if isinstance(drafter, HierarchyDrafter):
-        drafter.warm_up()
     session = drafter.session([0] * 16)
     for _ in range(2):
         tree = session.propose(4, 4)
@@ -33,6 +31,8 @@ def warm_up(drafter: Drafter) -> None:
         tree.best_chain(4)
         session.extend([0])
     tree_masks.warm_up()
+    if isinstance(drafter, HierarchyDrafter):  # what only long texts need, and learning
+        drafter.warm_up()
 
 
 def _all_methods(vocab_size: int) -> Iterable[Drafter]:
