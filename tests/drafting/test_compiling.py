@@ -8,13 +8,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import hdraft
 from hdraft.drafting import Drafter, compiling, kernel_cache
-from hdraft.drafting.compile_kernels import warm_up
+from hdraft.drafting.compile_kernels import _all_methods, warm_up
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.statistics import StatisticsDatabase
+from hdraft.drafting.drafter import lookahead_branch
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.drafting.kernel_cache import loading_only
 from hdraft.drafting.methods import PromptLookupDrafter
@@ -55,6 +57,22 @@ def test_after_warming_up_no_request_compiles_whatever_databases_it_has(vocab_si
                     assert len(tree.best_chain(2))
                     session.extend([5, 6] * 200)
                 session.close()
+
+
+@pytest.mark.parametrize("vocab_size", [30_000, 100_000])
+def test_after_warming_up_no_other_method_compiles_either(vocab_size: int) -> None:
+    for drafter in _all_methods(vocab_size):
+        warm_up(drafter)
+        with loading_only():
+            session = drafter.session([5, 6, 7] * 40)
+            branch = lookahead_branch(session)
+            for _ in range(12):
+                session.propose(16, 3).check(vocab_size, 16, 3)
+                ngrams = None
+                if branch is not None:
+                    ngrams = branch.advance(np.array([6] * len(branch.rows[-1])), 7)
+                session.extend([5, 6, 7] * 20, ngrams)
+            session.close()
 
 
 def test_a_process_that_compiles_is_started_once_and_said_once(

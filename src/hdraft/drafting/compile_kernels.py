@@ -10,10 +10,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from hdraft.drafting import kernel_cache, tree_masks
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.statistics import StatisticsDatabase
-from hdraft.drafting.drafter import Drafter
+from hdraft.drafting.drafter import Drafter, lookahead_branch
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.drafting.methods import LookaheadDrafter, PromptLookupDrafter, PublishedDrafter, RestDrafter
 from hdraft.files import exclusive
@@ -25,11 +27,13 @@ NICE = 10
 def warm_up(drafter: Drafter) -> None:
     """Have the kernels of a drafter compiled, or loaded, in this process and at once; nothing is kept of it."""
     session = drafter.session([0] * 16)
-    for _ in range(2):
+    branch = lookahead_branch(session)
+    for _ in range(2 if branch is None else 2 + branch.depth):
         tree = session.propose(4, 4)
         tree.check(drafter.vocab_size, 4, 4)
         tree.best_chain(4)
-        session.extend([0])
+        ngrams = None if branch is None else branch.advance(np.zeros(len(branch.rows[-1]), np.int64), 0)
+        session.extend([0], ngrams)
     tree_masks.warm_up()
     if isinstance(drafter, HierarchyDrafter):  # what only long texts need, and learning
         drafter.warm_up()
