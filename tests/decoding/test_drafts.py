@@ -205,6 +205,13 @@ class Compilation:
         return self.looked % 2 == 1
 
 
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(drafts, "_PATIENCE", 0.0)
+    monkeypatch.setattr(drafts, "_EVERY", 0.0)
+
+
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("lacks", [["session"], ["session", "session", "session"], ["propose"], ["session", "propose"]])
 def test_a_request_drafts_from_when_its_kernels_are_compiled_and_has_all_of_its_text(lacks, monkeypatch, caplog):
     compilation = Compilation()
@@ -219,6 +226,7 @@ def test_a_request_drafts_from_when_its_kernels_are_compiled_and_has_all_of_its_
     assert caplog.records == []
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_request_whose_kernels_cannot_be_compiled_does_without_drafts(monkeypatch):
     monkeypatch.setattr(drafts, "compile_beside", lambda drafter: None)
     model, drafter, statistics = build("llama"), Lacking("session"), Statistics()
@@ -227,6 +235,17 @@ def test_a_request_whose_kernels_cannot_be_compiled_does_without_drafts(monkeypa
     assert (statistics.drafted, statistics.steps, drafter.texts) == (0, NEW, [])
 
 
+def test_a_short_request_has_kernels_compiled_behind_it(monkeypatch):
+    started = []
+    monkeypatch.setattr(drafts, "_PATIENCE", 1e9)
+    monkeypatch.setattr(drafts, "compile_beside", lambda drafter: started.append(len(emitted)))
+    model, drafter, emitted = build("llama"), Lacking(*["session"] * 99), []
+    for token in stream(model, prompt(), drafter, max_new_tokens=NEW):
+        emitted.append(token)
+    assert started == [NEW]
+
+
+@pytest.mark.usefixtures("impatient")
 def test_a_request_that_ends_before_its_kernels_are_there_is_learnt_from_where_they_are_by_then(monkeypatch):
     compilation = Compilation()
     compilation.running = lambda: False

@@ -17,8 +17,11 @@ from hdraft.drafting.tree import DraftTree
 
 NO_DRAFT = DraftTree.empty()
 
+_PATIENCE = 5.0
+"""Seconds of a request before kernels that it lacks are compiled beside it: a short one is not slowed down."""
+
 _EVERY = 1.0
-"""Seconds after which to look for kernels again, while they are compiled."""
+"""Seconds after which to look for them again."""
 
 
 class Drafts:
@@ -35,17 +38,19 @@ class Drafts:
         self._session: DraftSession | None = None
         self._branch: LookaheadBranch | None = None
         self._compilation: Compilation | None = None
-        self._looked = 0.0  # for kernels
+        self._started = perf_counter()
+        self._looked = -_EVERY  # for kernels
+        self._ended = False
         self._active = drafter is not None  # it can hold all of the text, and has not failed
         self._failed = False
         self._begin()
 
     def _begin(self) -> None:
-        """Begin the session, unless its kernels are still being compiled, as they were a second ago."""
+        """Begin the session, unless its kernels lack, as they did a moment ago."""
         if self._drafter is None or not self._active:
             return
         now = perf_counter()
-        if self._compilation is not None and self._compilation.running() and now - self._looked < _EVERY:
+        if (self._compilation is None or self._compilation.running()) and now - self._looked < _EVERY:
             return
         self._looked = now
         with self._guarded():
@@ -98,8 +103,10 @@ class Drafts:
 
     def close(self) -> None:
         """End the request."""
+        self._ended = True
         if self._session is None:
-            self._begin()  # to learn from it, if kernels have been compiled since
+            self._looked = -_EVERY
+            self._begin()  # to learn from it, or to have kernels compiled for the next
         if self._session is not None:
             with self._guarded():
                 self._session.close()
@@ -124,6 +131,6 @@ class Drafts:
                 )
 
     def _wait(self) -> None:
-        assert self._drafter is not None
-        self._compilation = compile_beside(self._drafter)
-        self._active = self._compilation is not None
+        if self._drafter is not None and (self._ended or perf_counter() - self._started >= _PATIENCE):
+            self._compilation = compile_beside(self._drafter)
+            self._active = self._compilation is not None

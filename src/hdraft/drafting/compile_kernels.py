@@ -20,7 +20,7 @@ from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.drafting.methods import LookaheadDrafter, PromptLookupDrafter, PublishedDrafter, RestDrafter
 from hdraft.files import exclusive
 
-NICE = 10
+NICE = 5
 """By how much others come first; beside a model that keeps every core busy, more would take minutes."""
 
 
