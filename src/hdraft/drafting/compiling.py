@@ -35,6 +35,7 @@ class Compilation:
             stderr=subprocess.DEVNULL,
             process_group=0,  # Ctrl-C is for the request; a session, too, would have a share of processors of its own
         )
+        threading.Thread(target=self._process.wait, daemon=True).start()  # leaves no zombie
         self.met_ended = False  # by somebody who lacks a kernel
 
     def running(self) -> bool:
