@@ -180,7 +180,9 @@ class HierarchyDrafter:
         """Compile all kernels at once, so that the first request has drafts too; nothing of it is kept."""
         session = self.session([0] * 16)
         session.extend([0] * 512)  # D_c grows
-        session.propose(2).best_chain(2)
+        tree = session.propose(2)
+        tree.check(self.vocab_size, 2, UNLIMITED)
+        tree.best_chain(2)
         tree_masks.warm_up()
         database = ModelDatabase(self.model_database.vocab_size, capacity=8)
         for _ in range(4):
