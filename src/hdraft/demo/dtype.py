@@ -36,9 +36,11 @@ def faster_dtype(folder: Path, console: Console) -> str:
         if kept["machine"] == here:
             figures = {name: [float(each) for each in kept["milliseconds"][name]] for name in _DTYPES}
     if not figures:
+        begin = perf_counter()
         figures = _milliseconds(folder)
-        with suppress(OSError):  # it is measured again the next time
-            files.replace(file, json.dumps({"machine": here, "milliseconds": figures}, indent=1).encode())
+        if perf_counter() - begin < _SECONDS:  # else of a busy machine, perhaps, and measured again the next time
+            with suppress(OSError):
+                files.replace(file, json.dumps({"machine": here, "milliseconds": figures}, indent=1).encode())
     best, other = sorted(_DTYPES, key=lambda name: sum(figures[name]))
     (plain, draft), (other_plain, other_draft) = figures[best], figures[other]
     console.print(

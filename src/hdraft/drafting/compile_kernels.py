@@ -26,6 +26,9 @@ NICE = 5
 
 def warm_up(drafter: Drafter) -> None:
     """Have the kernels of a drafter compiled, or loaded, in this process and at once; nothing is kept of it."""
+    if isinstance(drafter, HierarchyDrafter):
+        drafter.warm_up()
+        return
     session = drafter.session([0] * 16)
     branch = lookahead_branch(session)
     for _ in range(2 if branch is None else 2 + branch.depth):
@@ -35,8 +38,6 @@ def warm_up(drafter: Drafter) -> None:
         ngrams = None if branch is None else branch.advance(np.zeros(len(branch.rows[-1]), np.int64), 0)
         session.extend([0], ngrams)
     tree_masks.warm_up()
-    if isinstance(drafter, HierarchyDrafter):  # what only long texts need, and learning
-        drafter.warm_up()
 
 
 def _all_methods(vocab_size: int) -> Iterable[Drafter]:

@@ -179,11 +179,12 @@ class HierarchyDrafter:
     def warm_up(self) -> None:
         """Compile all kernels at once, so that the first request has drafts too; nothing of it is kept."""
         session = self.session([0] * 16)
-        session.extend([0] * 512)  # D_c grows
         tree = session.propose(2)
         tree.check(self.vocab_size, 2, UNLIMITED)
         tree.best_chain(2)
         tree_masks.warm_up()
+        session.extend([0] * 512)  # from here on, what only long texts need, and learning
+        session.propose(2)
         database = ModelDatabase(self.model_database.vocab_size, capacity=8)
         for _ in range(4):
             database.learn([0, 0, 0])
