@@ -24,7 +24,7 @@ demo: setup .venv/.smollm2
 	$(BIN)/hdraft demo
 
 # One thread to a worker: the models of the tests are too small for more.
-test: setup
+test: setup .venv/.smollm2
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8
 
 # A minute of it; an hour with SECONDS=3600.

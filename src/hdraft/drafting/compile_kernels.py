@@ -5,10 +5,8 @@
 
 import argparse
 import os
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Iterable
+from math import inf
 
 import numpy as np
 
@@ -62,24 +60,10 @@ def main() -> None:
         os.nice(NICE)
     if not kernel_cache.folders:
         parser.exit(1, "no folder for compiled kernels can be written: set NUMBA_CACHE_DIR\n")
-    with _alone_in(min(kernel_cache.folders)):
+    with exclusive(min(kernel_cache.folders), inf):  # what others compile meanwhile needs not be done again
         warm_up(HierarchyDrafter(arguments.vocab_size))
         for drafter in _all_methods(arguments.vocab_size) if arguments.all else ():
             warm_up(drafter)
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Wait for other processes that compile into a folder: what they have done needs not be done again."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(exclusive(folder))
-                break
-            except BlockingIOError:
-                time.sleep(0.1)
-        yield
 
 
 if __name__ == "__main__":
