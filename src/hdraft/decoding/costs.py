@@ -22,7 +22,7 @@ from hdraft.drafting.tree import DraftTree
 SIZES = (0, 64, 16, 4, 32, 8, 1, 2)
 """Numbers of draft tokens, the most telling first: a slow model is measured at the first of them only."""
 
-STATIC_SIZES = (0, 64, *(rows - 1 for rows in (16, 4, 32, 8, 64)))
+STATIC_SIZES = (0, 63, 15, 3, 31, 7, 47)
 """The most draft tokens that fit each number of rows that static steps are padded to."""
 
 CACHED = 128
@@ -133,6 +133,10 @@ def _measure(model: PreTrainedModel, kind: StepKind) -> npt.NDArray[np.float64]:
     sizes = sorted(times)
     medians = np.maximum.accumulate([np.median(times[size]) for size in sizes])
     drafted = np.arange(max(SIZES) + 1)
-    costs = medians[np.searchsorted(sizes, drafted)] if static else np.interp(drafted, sizes, medians)
+    costs = (
+        medians[np.minimum(np.searchsorted(sizes, drafted), len(sizes) - 1)]
+        if static
+        else np.interp(drafted, sizes, medians)
+    )
     costs.flags.writeable = False
     return costs

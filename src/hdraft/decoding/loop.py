@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from hdraft.decoding.drafts import NO_DRAFT, Drafts
+from hdraft.decoding.graphed.static_step import whole_tiles
 from hdraft.decoding.request import DecodingRequest
 from hdraft.decoding.stats import GenerationStats, Stopwatch
 from hdraft.decoding.target import Target
@@ -112,7 +113,7 @@ def _prefill(target: Target, text: Ids, chunk: int | None, watch: Stopwatch) -> 
 
 def _draft(drafts: Drafts, target: Target, text: int, request: DecodingRequest) -> tuple[DraftTree, DraftTree]:
     """The tree to verify behind `text` tokens, and the lookahead branch to run beside it: rank 0's, on every rank."""
-    budget = request.budget
+    budget = request.budget if target.static is None else whole_tiles(request.budget)
     deepest = target.deepest_draft(text)
     depth = min(target.max_length - target.length - text - 1, deepest)
     if depth <= 0:

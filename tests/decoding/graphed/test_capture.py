@@ -1,6 +1,7 @@
 """Capturing, on a stand-in for CUDA that keeps to torch's rules and records what it is asked."""
 
 import contextlib
+import gc
 from types import SimpleNamespace
 
 import pytest
@@ -15,9 +16,12 @@ class Cuda:
     """torch.cuda as far as `capture` needs it; as there, a capture that breaks leaves its stream in place."""
 
     def __init__(self, monkeypatch):
-        self.log, self.current, self.capturing = [], "user's", False
+        self.log, self.current, self.capturing, self.waits = [], "user's", False, 0
         for name in ("device", "stream", "graph", "set_stream", "current_stream"):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: self.waits)
+        monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: setattr(self, "waits", mode))
+        monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: self.log.append("clear"), raising=False)
         monkeypatch.setattr(torch.cuda, "Stream", self.new_stream)
         monkeypatch.setattr(torch.cuda, "CUDAGraph", self.new_graph)
         monkeypatch.setattr(graphs, "_streams", {})
@@ -76,6 +80,26 @@ def test_a_run_is_captured_after_two_to_warm_up_on_one_stream_for_all(cuda):
     assert cuda.log.count("new stream") == 1
     program()
     assert cuda.log[-1] == "replay" and len(runs) == 6
+
+
+def test_what_waits_for_the_device_is_refused_before_the_capture(cuda):
+    runs = []
+
+    def waits():
+        runs.append(cuda.waits)
+        if cuda.waits == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        graphs.capture(waits, DEVICE, "pool")
+    assert runs == [0, "error"] and cuda.waits == 0 and not graphs._broken and "clear" not in cuda.log
+
+
+def test_nothing_is_collected_while_a_graph_is_captured(cuda):
+    collects = []
+    graphs.capture(lambda: collects.append(gc.isenabled()), DEVICE, "pool")
+    assert collects == [True, True, False] and gc.isenabled()
+    assert cuda.log.index("clear") < len(cuda.log)
 
 
 def test_a_failed_capture_leaves_the_stream_and_says_the_cause(cuda):

@@ -1,8 +1,10 @@
 """A step as a CUDA graph, and compiled: what torch offers against the time between small kernels."""
 
+import gc
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from types import FunctionType
 from typing import Any
@@ -23,7 +25,8 @@ def capture(run: Program, device: torch.device, pool: Any) -> Program:
     """`run` as a CUDA graph, replayed by one launch; on a device without graphs, `run` itself.
 
     Args:
-        run: has run before, so that nothing is set up in it any more; must not wait for the device.
+        run: has run before, so that nothing is set up in it any more; must not wait for the device, which is tried
+            before the capture: one that breaks off leaves torch's random numbers in disorder before torch 2.13.
         device: where it works.
         pool: the memory that graphs share, from `graph_pool`; they are not to be replayed at the same time. Of no
             more use if this raises.
@@ -40,12 +43,18 @@ def capture(run: Program, device: torch.device, pool: Any) -> Program:
         graph, stream, current = torch.cuda.CUDAGraph(), _streams[device], torch.cuda.current_stream(device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            for _ in range(2):  # libraries set themselves up for a new stream
+            run()  # libraries set themselves up for a new stream
+            with _nothing_waits():
                 run()
         current.wait_stream(stream)
+        # so that the graph's workspaces lie in its own memory: other graphs of the process drop those of before
+        torch._C._cuda_clearCublasWorkspaces()
         try:
             # other threads may allocate memory meanwhile
-            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            with (
+                _no_collection(),
+                torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+            ):
                 run()
         except BaseException as error:
             torch.cuda.set_stream(current)  # what torch leaves undone when a capture cannot be ended
@@ -54,6 +63,58 @@ def capture(run: Program, device: torch.device, pool: Any) -> Program:
                 error = error.__context__
             raise error from None
     return graph.replay
+
+
+@contextmanager
+def _nothing_waits() -> Iterator[None]:
+    """Within it, torch raises where the host would wait for the device; it knows one setting for all threads."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Within it, no garbage is collected: freeing another graph, or a tensor of it, would break a capture off."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+_cudnn_lock = threading.Lock()
+_cudnn_off = 0
+_cudnn_before = True
+
+
+@contextmanager
+def without_cudnn_attention(device: torch.device) -> Iterator[None]:
+    """Within it, attention is not computed by cuDNN, which builds a plan for each new shape, tens of milliseconds long.
+
+    Torch knows one setting for all threads: it holds while any thread needs it.
+    """
+    global _cudnn_off, _cudnn_before
+    if device.type != "cuda":
+        yield
+        return
+    with _cudnn_lock:
+        if not _cudnn_off:
+            _cudnn_before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+            torch.backends.cuda.enable_cudnn_sdp(False)
+        _cudnn_off += 1
+    try:
+        yield
+    finally:
+        with _cudnn_lock:
+            _cudnn_off -= 1
+            if not _cudnn_off:
+                torch.backends.cuda.enable_cudnn_sdp(_cudnn_before)
 
 
 def graph_pool(device: torch.device) -> Any:

@@ -4,7 +4,7 @@ A model in eager PyTorch spends most of a step on launching its many small kerne
 few numbers of rows, what changes is copied into one buffer, and all else that is read and written stays where it is. So
 a step can be captured as a CUDA graph, which one launch replays, and compiled once for texts of any length:
 
-    rows    | last token | the tree's nodes | padding |     1, 4, 8, 16, 32, 64, and from there on multiples of 16
+    rows    | last token | the tree's nodes | padding |     1, 4, 8, 16, 32, 48, 64 and further multiples of 16
     slots   | the text so far | rows | not used yet   |     a bucket of the cache, see `static_cache`
 
 Padding looks at the last token alone, and no row looks at padding.
@@ -27,7 +27,15 @@ from torch.fx.experimental import _config as symbolic_shapes
 from transformers import PreTrainedModel
 
 from hdraft.decoding.cache import GrowingCache
-from hdraft.decoding.graphed.capture import Program, StreamEvent, capture, compiled, graph_pool
+from hdraft.decoding.graphed.capture import (
+    Program,
+    StreamEvent,
+    capture,
+    compiled,
+    graph_pool,
+    without_cudnn_attention,
+)
+from hdraft.decoding.graphed.fused import Views, can_fuse, fused_forward
 from hdraft.decoding.graphed.model_state import State, model_state
 from hdraft.decoding.graphed.static_cache import Layout, StaticCache, StaticLayer, bucket
 from hdraft.decoding.logs import logger, say_once
@@ -35,23 +43,21 @@ from hdraft.decoding.masks import Span, padded_rows
 from hdraft.decoding.models.compiling import is_compiled
 from hdraft.decoding.models.experts import decoding_kernels, most_rows
 from hdraft.decoding.models.names import cache_argument
-from hdraft.decoding.models.support import embedding_weight, tolerance
+from hdraft.decoding.models.support import tolerance
 from hdraft.drafting.tree import DraftTree
 
 StepKind = Literal["compiled", "captured", "static", "dynamic"]
 """How a decoding step is run: a static step compiled by torch and captured as a CUDA graph; captured alone; run one
 operation after the other; or a step whose cache and inputs grow. Where one does not work, the next is taken."""
 
-ROWS = (1, 4, 8, 16, 32, 64)
-"""The numbers of rows that a step is padded to; those beyond are multiples of 16."""
+ROWS = (1, 4, 8, 16, 32)
+"""The numbers of rows that a step is padded to, by the tiles of matrix products; beyond are multiples of 16."""
 
 PROGRAMS = 128
 """The most programs, and graphs, kept for a sequence; of more, the one not used for longest is dropped."""
 
 TOKENS, BUDGET = 2048, 64
 """Buffers are made for at least so many tokens of a sequence, and draft tokens of a step: larger ones, new graphs."""
-
-_TORCH = "2.13"  # before, a capture that fails may leave torch's random numbers in disorder
 
 _IMPOSSIBLE = -1e4  # logits below are those of tokens that the model rules out
 
@@ -62,7 +68,7 @@ def default_step(model: PreTrainedModel) -> StepKind:
     Compiled steps are faster still, but compiling takes minutes, for which the user should have asked. A model that the
     user has compiled takes "static" ones, which have few shapes.
     """
-    if model.device.type == "cuda" and torch.__version__ >= _TORCH:
+    if model.device.type == "cuda":
         return "captured"
     return "static" if is_compiled(model) else "dynamic"
 
@@ -70,6 +76,11 @@ def default_step(model: PreTrainedModel) -> StepKind:
 def padded(rows: int) -> int:
     """The number of rows that so many are padded to."""
     return next((size for size in ROWS if rows <= size), -(-rows // 16) * 16)
+
+
+def whole_tiles(budget: int) -> int:
+    """A budget that leaves no tile of a step's rows to its last draft token alone: 64 are 65 rows, and padded to 80."""
+    return budget - 1 if budget and padded(1 + budget) > padded(budget) else budget
 
 
 class Inputs(NamedTuple):
@@ -103,6 +114,7 @@ class StaticStepper:
     Attributes:
         capacity: the most tokens of a sequence, an unverified tree's included.
         rows: the most rows of a step.
+        fused: whether steps run `fused_forward` in the place of the model's own.
     """
 
     program: Program
@@ -136,9 +148,9 @@ class StaticStepper:
         self.cache_name = cache_argument(model)
         self.state = state
         self.spans = _by_type(spans)
-        self.number_format = embedding_weight(model).dtype
         self.capacity, self.rows = bucket(max(capacity, TOKENS)), padded(max(rows, 1 + BUDGET))
         self.kind = kind
+        self.fused = kind != "compiled" and _unfused.get(model) != state and can_fuse(model)
         self.most_rows = most_rows(model)
         self.cache = StaticCache(growing, self.capacity, self.rows)
         self.programs: OrderedDict[tuple[int, ...], Program] = OrderedDict()
@@ -180,14 +192,17 @@ class StaticStepper:
         self._fill(rows, token, tree, length, position)
         self.there.buffer.copy_(self.host.buffer, non_blocking=True)
         self.copied.record()
-        key, began = (rows, *columns), perf_counter()
-        if new := key not in self.programs:
-            if len(self.programs) == PROGRAMS:
-                self.programs.popitem(last=False)
-            self.programs[key] = self._program(rows, columns)
-        self.programs.move_to_end(key)
-        self.program, self.taken = self.programs[key], 1 + len(tree)
-        return perf_counter() - began if new else 0.0
+        self.taken = 1 + len(tree)
+        if (program := self.programs.get(self._key(rows, columns))) is not None:
+            self.program = program
+            self.programs.move_to_end(self._key(rows, columns))
+            return 0.0
+        began = perf_counter()
+        if len(self.programs) == PROGRAMS:
+            self.programs.popitem(last=False)
+        self.program = self._program(rows, columns)
+        self.programs[self._key(rows, columns)] = self.program
+        return perf_counter() - began
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -230,19 +245,24 @@ class StaticStepper:
             square = among[: rows * rows].reshape(rows, rows)
             padded_rows(earliest[:rows], square, length, dropped, tree, span, self.padding)
 
+    def _key(self, rows: int, columns: tuple[int, ...]) -> tuple[int, ...]:
+        """What a program is for; a fused one reads the length of its text from a buffer, and is for all lengths."""
+        return (rows,) if self.fused else (rows, *columns)
+
     def _program(self, rows: int, columns: tuple[int, ...]) -> Program:
         """The step for such inputs, as far as it can be compiled and captured; tried on the inputs that are there."""
-        eager = partial(self._run, _forward, rows, columns)
+        eager = partial(self._run, partial(self._masked, _forward), rows, columns)
         eager()
         if self.kind == "compiled" and not self.programs:
             name = type(self.model()).__name__
             say_once(f'{name}: compiling its step, which takes seconds to minutes; step="captured" does without')
-        while self.kind != "static":
+        while self.fused or self.kind != "static":
             expected = self._logits(rows).clone()
             try:
-                run = partial(self._run, self._compiled if self.kind == "compiled" else _forward, rows, columns)
+                unfused = partial(self._masked, self._compiled if self.kind == "compiled" else _forward)
+                run = partial(self._run, fused_forward if self.fused else unfused, rows, columns)
                 run()  # what is compiled is compiled before it is captured
-                program = capture(run, self.device, self.pool)
+                program = run if self.kind == "static" else capture(run, self.device, self.pool)
                 program()
                 if (difference := _difference(self._logits(rows), expected)) is None:
                     return program
@@ -259,6 +279,11 @@ class StaticStepper:
 
     def _fall_back(self, reason: str) -> None:
         model = cast(PreTrainedModel, self.model())
+        if self.fused:
+            self.fused, _unfused[model] = False, self.state
+            self.pool = graph_pool(self.device)
+            logger.warning("%s: layers are run by transformers and not fused: %s", type(model).__name__, reason)
+            return
         failed, (then, others) = self.kind, _failed.get(model, (self.state, set[StepKind]()))
         _failed[model] = self.state, {failed} | (others if then == self.state else set())
         self.kind = _best(model, self.state, failed)
@@ -275,24 +300,40 @@ class StaticStepper:
             layout.ramp = layout.numbers[:width]
             layout.start = start
             layout.length = inputs.length
-        masks = {}
-        for (layer_type, span), earliest, among in zip(self.spans.items(), inputs.earliest, inputs.among, strict=True):
-            layout = self.cache.layouts[span.window]
-            masks[layer_type] = self._mask(layout, earliest[:rows, None], among[: rows * rows].view(rows, rows))
+        views = {
+            layer_type: (earliest[:rows], among[: rows * rows].view(rows, rows))
+            for layer_type, earliest, among in zip(self.spans, inputs.earliest, inputs.among, strict=True)
+        }
         model = cast(PreTrainedModel, self.model())
-        ids, positions = inputs.tokens[None, :rows], inputs.positions[None, :rows]
         with decoding_kernels(model) if rows <= self.most_rows else nullcontext():
-            logits = forward(model, self.cache_name, self.cache, ids, positions, masks.get("", masks))
+            logits = forward(model, self.cache, inputs.tokens[:rows], inputs.positions[:rows], views)
         if self.logits is None:
             self.logits = logits.new_empty((self.rows, logits.shape[-1]))
-        self._logits(rows).copy_(logits[0])
+        self._logits(rows).copy_(logits)
+
+    def _masked(
+        self,
+        forward: Callable[..., Tensor],
+        model: PreTrainedModel,
+        cache: StaticCache,
+        ids: Tensor,
+        positions: Tensor,
+        views: Views,
+    ) -> Tensor:
+        """What `fused_forward` does, by the model's own forward, which takes masks."""
+        masks = {
+            layer_type: self._mask(self.cache.layouts[span.window], *views[layer_type])
+            for layer_type, span in self.spans.items()
+        }
+        with without_cudnn_attention(self.device):
+            return forward(model, self.cache_name, cache, ids[None], positions[None], masks.get("", masks))[0]
 
     def _mask(self, layout: Layout, earliest: Tensor, among: Tensor) -> Tensor:
-        mask = (layout.ramp >= earliest) & (layout.ramp < layout.start)
+        mask = (layout.ramp >= earliest[:, None]) & (layout.ramp < layout.start)
         mask = mask.index_copy_(1, layout.slots, among)[None, None]
-        # to be added: every layer would have to make that of a boolean one
-        zeros = torch.zeros(mask.shape, dtype=self.number_format, device=mask.device)
-        return zeros.masked_fill_(~mask, torch.finfo(self.number_format).min)
+        # to be added: every layer would have to make that of a boolean one; of the keys' number format, as SDPA asks
+        zeros = torch.zeros(mask.shape, dtype=layout.buffers[0].dtype, device=mask.device)
+        return zeros.masked_fill_(~mask, torch.finfo(zeros.dtype).min)
 
     def _compiled(
         self, model: PreTrainedModel, cache_name: str, cache: StaticCache, ids: Tensor, positions: Tensor, mask: Any
@@ -341,6 +382,7 @@ def _difference(logits: Tensor, expected: Tensor) -> float | None:
 _idle: WeakKeyDictionary[PreTrainedModel, StaticStepper] = WeakKeyDictionary()
 _compiled: WeakKeyDictionary[PreTrainedModel, Callable[..., Tensor]] = WeakKeyDictionary()
 _failed: WeakKeyDictionary[PreTrainedModel, tuple[State, set[StepKind]]] = WeakKeyDictionary()
+_unfused: WeakKeyDictionary[PreTrainedModel, State] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 

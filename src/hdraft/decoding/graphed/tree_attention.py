@@ -1,0 +1,309 @@
+"""Attention of one decoding step over a text of any length: the length is read on the device, so one graph serves all.
+
+Flash-Decoding (Dao, Haziza, Massa and Sizov, 2023) splits the columns of a single query over the processors of a GPU
+and weighs the partial results by their sums of exponentials. Here the rows are those of a draft tree, as in SpecInfer
+(Miao et al., 2024) and Medusa (Cai et al., 2024). Query heads that share keys are rows too: keys are read once.
+
+    rows     | row 0: query heads of the group | row 1: … | …     cut into blocks, a program for each block and split
+    columns  | text, slots 0 … start - 1 | the step's own rows, slots start … |     cut into blocks, divided over splits
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # it comes with torch for GPUs only
+    triton = None
+
+
+def tree_attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    start: Tensor,
+    earliest: Tensor,
+    among: Tensor,
+    scaling: float,
+    splits: int | None = None,
+    **settings: int,
+) -> Tensor:
+    """Attention of a step's rows to the text and to each other; `tree_attention_reference` where Triton cannot run.
+
+    Every row must see a column. Columns that no row sees may hold anything, not a number included.
+
+    Args:
+        queries: float[heads, r, size], of unit stride.
+        keys, values: float[kv_heads, capacity, size] and [kv_heads, capacity, size_v], of unit stride: buffers that the
+            step's own keys and values were already written to, at slots start … start + r - 1.
+        start: int64[], on the device: slots before the step's own.
+        earliest: int64[r], the first of them that each row may look at; any number, see `padded_rows`.
+        among: bool[r, r], contiguous: whether row i may look at the step's row j.
+        scaling: what scores are multiplied by.
+        splits: how many parts columns are divided into, a power of two; None for what fills the device.
+        settings: other fields of `Settings`.
+
+    Returns:
+        float[r, heads * size_v], contiguous, in the queries' number format.
+
+    Raises:
+        ValueError: a number format or a layout that it is not made for.
+    """
+    if not available(queries.device):
+        return tree_attention_reference(queries, keys, values, start, earliest, among, scaling)
+    heads, rows, size = queries.shape
+    kv_heads, _, size_v = values.shape
+    if queries.dtype not in _FORMATS or not queries.dtype == keys.dtype == values.dtype:
+        raise ValueError(f"queries, keys and values must be alike float16, bfloat16 or float32, not {queries.dtype}")
+    if not queries.stride(-1) == keys.stride(-1) == values.stride(-1) == 1 or not among.is_contiguous():
+        raise ValueError("queries, keys and values must be contiguous in their last dimension, and `among` in both")
+    group = heads // kv_heads
+    chosen = default_settings(queries.device, queries.dtype, rows, group, kv_heads, max(size, size_v))
+    chosen = chosen._replace(splits=splits or chosen.splits, **settings)
+    parts = queries.new_empty((rows * heads, chosen.splits, size_v), dtype=torch.float32)
+    sums = queries.new_empty((2, rows * heads, chosen.splits), dtype=torch.float32)
+    result = queries.new_empty((rows, heads * size_v))
+    _attend[(kv_heads, -(-rows * group // chosen.block_m), chosen.splits)](
+        queries,
+        keys,
+        values,
+        start,
+        earliest,
+        among,
+        parts,
+        sums,
+        scaling * _LOG2_E,
+        rows,
+        *queries.stride()[:2],
+        *keys.stride()[:2],
+        *values.stride()[:2],
+        GROUP=group,
+        SIZE=size,
+        SIZE_V=size_v,
+        PADDED=_padded(size),
+        PADDED_V=_padded(size_v),
+        BLOCK_M=chosen.block_m,
+        BLOCK_N=chosen.block_n,
+        LEAST=chosen.least,
+        num_warps=chosen.warps,
+        num_stages=chosen.stages,
+    )
+    _combine[(rows * heads,)](
+        parts,
+        sums,
+        result,
+        SPLITS=chosen.splits,
+        SIZE_V=size_v,
+        PADDED_V=_padded(size_v),
+        num_warps=min(4, max(1, chosen.splits * _padded(size_v) // 1024)),
+    )
+    return result
+
+
+class Settings(NamedTuple):
+    """How the work is cut.
+
+    Attributes:
+        block_m, block_n: rows and columns of a block.
+        warps, stages: warps of a program, and blocks that are loaded ahead.
+        splits: programs that share the columns.
+        least: blocks of columns that a program has, where there are so many: each partial result has its cost.
+    """
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+    splits: int
+    least: int
+
+
+def default_settings(
+    device: torch.device, number_format: torch.dtype, rows: int, group: int, kv_heads: int, size: int
+) -> Settings:
+    """The settings for so many rows, query heads to a key's, heads of keys, and numbers to a head."""
+    wide, packed = number_format == torch.float32, rows * group
+    # float32 is multiplied by plain instructions, in registers, unrolled: of large blocks these would not end
+    block_m = 16 if wide or packed <= 16 else 32 if packed <= 32 else 64
+    programs = kv_heads * -(-packed // block_m)
+    wanted = 2 * _processors(device) / programs
+    splits = next((each for each in (1, 2, 4, 8, 16) if 0.75 * wanted <= each), 32)
+    return Settings(
+        block_m,
+        block_n=32 if wide or size > 128 else 64,
+        warps=8 if block_m == 64 and size > 128 else 4,
+        stages=2 if wide or size > 128 else 3,
+        splits=splits,
+        least=1 if block_m == 16 else 2,
+    )
+
+
+def available(device: torch.device) -> bool:
+    """Whether the kernels run on a device: on a GPU where Triton is, and anywhere in its interpreter."""
+    return triton is not None and (device.type == "cuda" or not isinstance(_attend, triton.JITFunction))
+
+
+def tree_attention_reference(
+    queries: Tensor, keys: Tensor, values: Tensor, start: Tensor, earliest: Tensor, among: Tensor, scaling: float
+) -> Tensor:
+    """What `tree_attention` computes, in plain PyTorch and at least float32; it reads nothing from the device."""
+    heads, rows, _ = queries.shape
+    kv_heads, capacity, size_v = values.shape
+    slots = torch.arange(capacity, device=queries.device)
+    visible = (slots < start) & (slots >= earliest[:, None])
+    visible = visible.index_copy(1, slots[:rows] + start, among)
+    hidden = ~visible.any(0)[:, None]  # what is there is multiplied by zero, which no stray NaN must survive
+    wide = torch.promote_types(queries.dtype, torch.float32)
+    # a head of keys, the query heads of its group, rows, columns
+    grouped = queries.to(wide).reshape(kv_heads, heads // kv_heads, rows, -1)
+    scores = grouped @ keys.to(wide).masked_fill(hidden, 0)[:, None].mT * scaling
+    weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+    result = weights @ values.to(wide).masked_fill(hidden, 0)[:, None]
+    return result.reshape(heads, rows, size_v).transpose(0, 1).reshape(rows, heads * size_v).to(queries.dtype)
+
+
+_FORMATS = (torch.float16, torch.bfloat16, torch.float32)
+
+_LOG2_E = 1.4426950408889634  # the device's own exponential is that of two
+
+
+@cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+def _padded(size: int) -> int:
+    return max(16, 1 << (size - 1).bit_length())  # the least that a matrix product takes is 16
+
+
+if triton is not None:
+    # Row counts and addresses differ from step to step: code for each kind of them would have to be compiled.
+    @triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["start", "earliest", "among"])
+    def _attend(
+        queries: tl.tensor,
+        keys: tl.tensor,
+        values: tl.tensor,
+        start: tl.tensor,
+        earliest: tl.tensor,
+        among: tl.tensor,
+        parts: tl.tensor,
+        sums: tl.tensor,
+        scaling: tl.tensor,
+        rows: tl.tensor,
+        query_head: tl.tensor,
+        query_row: tl.tensor,
+        key_head: tl.tensor,
+        key_slot: tl.tensor,
+        value_head: tl.tensor,
+        value_slot: tl.tensor,
+        GROUP: tl.constexpr,
+        SIZE: tl.constexpr,
+        SIZE_V: tl.constexpr,
+        PADDED: tl.constexpr,
+        PADDED_V: tl.constexpr,
+        BLOCK_M: tl.constexpr,
+        BLOCK_N: tl.constexpr,
+        LEAST: tl.constexpr,
+    ) -> None:
+        """A block of rows over a share of the columns: `parts`, weighted sums of values, and `sums`, of exponentials.
+
+        `sums` are the greatest score and the sum for each output row and split; of a split that saw nothing, only the
+        greatest score is written, -inf.
+        """
+        kv_head, split, splits = tl.program_id(0), tl.program_id(2), tl.num_programs(2)
+        packed = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+        row, head = packed // GROUP, kv_head * GROUP + packed % GROUP
+        known = row < rows
+        numbers, numbers_v = tl.arange(0, PADDED), tl.arange(0, PADDED_V)
+
+        before = tl.load(start)
+        first = tl.load(earliest + row, mask=known, other=2**62)
+        first = tl.minimum(tl.maximum(first, 0), before).to(tl.int32)
+        query = tl.load(
+            queries + (head * query_head + row * query_row)[:, None] + numbers,
+            mask=known[:, None] & (numbers < SIZE),
+            other=0.0,
+        )
+        before = before.to(tl.int32)
+        least = tl.min(first, 0)
+
+        # blocks of text lie on multiples of BLOCK_N, those of the step's rows begin with it
+        skipped = least // BLOCK_N
+        text = tl.cdiv(before, BLOCK_N) - skipped
+        blocks = text + tl.cdiv(rows, BLOCK_N)
+        used = tl.minimum(tl.maximum(blocks // LEAST, 1), splits)
+        begin, end = blocks * split // used, blocks * (split + 1) // used
+        if split >= used:
+            begin = end
+
+        greatest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+        total = tl.zeros((BLOCK_M,), tl.float32)
+        result = tl.zeros((BLOCK_M, PADDED_V), tl.float32)
+        offsets = tl.arange(0, BLOCK_N)
+        key_base = keys + kv_head.to(tl.int64) * key_head
+        value_base = values + kv_head.to(tl.int64) * value_head
+        for block in range(begin, end):
+            if block < text:
+                base, limit = (skipped + block) * BLOCK_N, before
+            else:
+                base, limit = before + (block - text) * BLOCK_N, before + rows
+            column = base + offsets
+            there = (column >= least) & (column < limit)
+            key = tl.load(
+                key_base + base.to(tl.int64) * key_slot + offsets[:, None] * key_slot + numbers,
+                mask=there[:, None] & (numbers < SIZE),
+                other=0.0,
+            )
+            scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scaling
+            if block < text:
+                visible = there & (column >= first[:, None])
+            else:
+                among_row = row[:, None] * rows + (column - before)
+                visible = tl.load(among + among_row, mask=known[:, None] & there, other=0) != 0
+            scores = tl.where(visible, scores, float("-inf"))
+            new = tl.maximum(greatest, tl.max(scores, 1))
+            finite = tl.where(new == float("-inf"), 0.0, new)
+            weights = tl.exp2(scores - finite[:, None])
+            decay = tl.exp2(greatest - finite)
+            value = tl.load(
+                value_base + base.to(tl.int64) * value_slot + offsets[:, None] * value_slot + numbers_v,
+                mask=there[:, None] & (numbers_v < SIZE_V),
+                other=0.0,
+            )
+            total = total * decay + tl.sum(weights, 1)
+            result = result * decay[:, None]
+            result = tl.dot(weights.to(value.dtype), value, acc=result, input_precision="ieee")
+            greatest = new
+
+        output = row * tl.num_programs(0) * GROUP + head
+        at = output * splits + split
+        tl.store(sums + at, greatest, mask=known)
+        seen = known & (greatest > float("-inf"))
+        all_outputs = rows * tl.num_programs(0) * GROUP
+        tl.store(sums + all_outputs * splits + at, total, mask=seen)
+        tl.store(parts + (at * SIZE_V)[:, None] + numbers_v, result, mask=seen[:, None] & (numbers_v < SIZE_V))
+
+    @triton.jit
+    def _combine(
+        parts: tl.tensor,
+        sums: tl.tensor,
+        result: tl.tensor,
+        SPLITS: tl.constexpr,
+        SIZE_V: tl.constexpr,
+        PADDED_V: tl.constexpr,
+    ) -> None:
+        """The result of a row and head from that of each split."""
+        output = tl.program_id(0)
+        at = output * SPLITS + tl.arange(0, SPLITS)
+        numbers = tl.arange(0, PADDED_V)
+        greatest = tl.load(sums + at)
+        seen = greatest > float("-inf")
+        total = tl.load(sums + tl.num_programs(0) * SPLITS + at, mask=seen, other=0.0)
+        weights = tl.exp2(greatest - tl.max(greatest, 0))
+        part = tl.load(parts + (at * SIZE_V)[:, None] + numbers, mask=seen[:, None] & (numbers < SIZE_V), other=0.0)
+        mean = tl.sum(part * weights[:, None], 0) / tl.sum(total * weights, 0)
+        tl.store(result + output * SIZE_V + numbers, mean.to(result.dtype.element_ty), mask=numbers < SIZE_V)

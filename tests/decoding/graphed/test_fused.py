@@ -1,0 +1,106 @@
+"""Fused layers against transformers' own, in Triton's interpreter or on a GPU, and what is not fused."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from architectures import DEVICE, VOCABULARY, build
+from interpreter import interpret
+from test_lossless import compare, prompt
+
+pytest.importorskip("triton")
+
+from hdraft.decoding.graphed import fused, kernels, tree_attention
+from hdraft.decoding.graphed import static_step as static
+from hdraft.decoding.target import Target
+from hdraft.drafting.tree import DraftTree
+
+FUSED = ["llama", "mistral-sliding", "qwen2", "qwen3", "llama-longrope"]
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    monkeypatch.setattr(fused, "DEVICES", {DEVICE})
+    if DEVICE == "cpu":
+        interpret(monkeypatch, kernels, tree_attention)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral-sliding", "qwen2-sliding", "qwen3"])
+def test_a_fused_step_gives_the_logits_and_the_cache_of_a_growing_one(name):
+    model, generator = copy.deepcopy(build(name)), np.random.default_rng(3)
+    targets = [Target(model, step=step, budget=20) for step in ("dynamic", "static")]
+    text = prompt(30)[0].numpy(force=True)
+    with torch.no_grad():
+        for target in targets:
+            target.forward(text)
+            target.keep([])
+        for _ in range(6):
+            n = int(generator.integers(0, 9))
+            tree = DraftTree(generator.integers(VOCABULARY, size=n), [int(generator.integers(-1, i)) for i in range(n)])
+            path, node = [], n - 1
+            while node >= 0:
+                path.insert(0, node)
+                node = int(tree.parents[node])
+            logits = [target.forward(text[-1:], tree).clone() for target in targets]
+            torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
+            for target in targets:
+                target.keep(path)
+        stepper = targets[1].static.stepper
+        assert stepper.fused and all(len(key) == 1 for key in stepper.programs)
+        targets[1].close(np.zeros(targets[1].length, np.int64))
+        for ours, theirs in zip(targets[1].cache.layers, targets[0].cache.layers, strict=True):
+            torch.testing.assert_close(ours.keys, theirs.keys, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(ours.values, theirs.values, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_steps_give_the_tokens_of_generate(name):
+    model = copy.deepcopy(build(name))
+    compare(model, prompt(20), {}, new=24, step="static")
+    assert name == "llama-longrope" or static._idle[model].fused
+
+
+def test_a_fused_step_is_one_program_for_its_size_whatever_the_length(monkeypatch):
+    model = copy.deepcopy(build("llama"))
+    compare(model, prompt(240), {}, new=24, step="static")
+    assert {len(key) for key in static._idle[model].programs} == {1}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.model.layers[1].mlp.register_forward_hook(lambda *_: None),
+        lambda model: setattr(model.model.layers[0].self_attn, "q_proj", torch.nn.Sequential(torch.nn.Identity())),
+        lambda model: setattr(model.model.norm, "forward", lambda states: states),
+        lambda model: model.train(),
+        lambda model: model.lm_head.to(torch.float64),
+    ],
+    ids=["a hook", "an adapter", "a patched forward", "dropout", "mixed formats"],
+)
+def test_what_is_changed_is_left_to_transformers(change):
+    model = copy.deepcopy(build("llama"))
+    assert fused.can_fuse(model)
+    change(model)
+    assert not fused.can_fuse(model)
+
+
+@pytest.mark.parametrize("name", ["gemma", "mixtral", "gpt2", "phi3"])
+def test_other_families_are_left_to_transformers(name):
+    assert not fused.can_fuse(build(name))
+
+
+@pytest.mark.parametrize("wrong", ["numbers", "raises"])
+def test_fused_layers_that_do_not_agree_are_not_used(wrong, monkeypatch, caplog):
+    def other(model, *arguments):
+        if wrong == "raises":
+            raise RuntimeError("no such instruction")
+        return fused.fused_forward(model, *arguments) * 2
+
+    model = copy.deepcopy(build("llama"))
+    monkeypatch.setattr(static, "fused_forward", other)
+    compare(model, prompt(20), {}, new=24, step="static")
+    assert not static._idle[model].fused
+    assert caplog.text.count("layers are run by transformers and not fused") == 1
+    compare(model, prompt(20), {}, new=24, step="static")
+    assert caplog.text.count("layers are run by transformers and not fused") == 1  # it is remembered
