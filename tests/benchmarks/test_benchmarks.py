@@ -153,20 +153,113 @@ def test_a_measured_curve_can_be_replayed_with(tmp_path: Path, monkeypatch: pyte
     assert costs[0] > 0 and (costs[1:] >= costs[:-1]).all()
 
 
-def test_lossless_compares_with_generate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lossless: ModuleType = load("lossless")
+@pytest.fixture
+def lossless(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, of two families of which one is a mixture of experts."""
+    lossless = load("lossless")
     monkeypatch.setitem(lossless.os.environ, "HDRAFT_DEVICE", "cpu")
-    monkeypatch.setattr(lossless.sys, "path", list(sys.path))
-    lossless.sys.path.insert(0, str(lossless.TESTS))
+    monkeypatch.setattr(lossless.sys, "path", [str(lossless.TESTS), *sys.path])
     architectures = lossless.import_module("architectures")
-    monkeypatch.setattr(architectures, "FAMILIES", {"llama": architectures.FAMILIES["llama"]})
+    families = {name: architectures.FAMILIES[name] for name in ("llama", "mixtral")}
+    monkeypatch.setattr(architectures, "FAMILIES", families)
     monkeypatch.setattr(architectures, "UNLISTED", {})
-    steps = ("--steps", "dynamic", "static")
-    run(lossless, monkeypatch, *steps, "--json", tmp_path / "lossless.json")
-    record = json.loads((tmp_path / "lossless.json").read_text())
-    assert record["summary"] == "4 of 4 outputs of 1 families are those of model.generate"
-    assert all(row["identical"] and row["passes"] < 40 for row in record["families"]["llama"])
+    return lossless
+
+
+def test_lossless_compares_with_generate(
+    lossless: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    json_file = ("--steps", "dynamic", "static", "--json", tmp_path / "lossless.json")
+    for group in ("dense", "experts"):
+        run(lossless, monkeypatch, *json_file, "--families", group)
+    records = json.loads((tmp_path / "lossless.json").read_text())
+    assert [list(record["families"]) for record in records.values()] == [["llama"], ["mixtral"]]
+    for record in records.values():
+        assert record["summary"] == "4 of 4 outputs of 1 families are those of model.generate"
+        assert record["machine"]["attention"] and not record["failed"] and not record["left_out"]
+    assert all(row["identical"] and row["passes"] < 40 for row in records["dense"]["families"]["llama"])
+    for row in records["dense"]["families"]["llama"]:
+        assert sum(row["ran"].values()) == row["passes"] and row["ran"]["dynamic"] >= 1
+        assert row["step"] == "dynamic" or row["ran"] == {"dynamic": 1, "static": row["passes"] - 1}
     monkeypatch.setattr(lossless, "generate", lambda model, ids, *rest, **options: ids.repeat(1, 3))
-    with pytest.raises(SystemExit, match="outputs that differ"):
-        run(lossless, monkeypatch, *steps, "--json", tmp_path / "lossless.json")
-    assert "0 of 4 outputs" in (tmp_path / "lossless.json").read_text()
+    with pytest.raises(SystemExit) as ended:
+        run(lossless, monkeypatch, *json_file, "--families", "dense")
+    assert ended.value.code == 1 and "; static, sampled True, differs; static was dynamic" in capsys.readouterr().out
+    records = json.loads((tmp_path / "lossless.json").read_text())
+    assert "0 of 4 outputs" in records["dense"]["summary"] and "4 of 4 outputs" in records["experts"]["summary"]
+
+
+def test_lossless_goes_on_behind_a_family_that_fails_or_cannot_be_compared(
+    lossless: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(model: Any, *rest: Any, **options: Any) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access\nmore of it")
+
+    architectures = lossless.import_module("architectures")
+    monkeypatch.setattr(architectures, "why_not", lambda name: "no yardstick" if name == "mixtral" else None)
+    monkeypatch.setattr(lossless, "generate", fails)
+    with pytest.raises(SystemExit) as ended:
+        run(lossless, monkeypatch, "--json", tmp_path / "lossless.json")
+    record = json.loads((tmp_path / "lossless.json").read_text())["all"]
+    assert ended.value.code == 1
+    assert record["failed"] == {"llama": "RuntimeError: CUDA error: an illegal memory access"}
+    assert record["left_out"] == {"mixtral": "no yardstick"} and record["families"] == {}
+    monkeypatch.setattr(architectures, "why_not", lambda name: None)
+    monkeypatch.setattr(lossless, "device_lost", lambda device: True)
+    with pytest.raises(SystemExit):
+        run(lossless, monkeypatch, "--json", tmp_path / "lossless.json")
+    record = json.loads((tmp_path / "lossless.json").read_text())["all"]
+    assert record["left_out"] == {"mixtral": "the GPU was of no more use to this process after llama"}
+
+
+@pytest.mark.parametrize("content", [None, "{}", "[]"])
+def test_lossless_refuses_what_it_cannot_do(
+    lossless: ModuleType,
+    content: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file, families = tmp_path / "lossless.json", "dense"
+    if content is None:
+        file = tmp_path / "none" / "lossless.json"
+    elif content == "{}":
+        families = "parrots"
+    else:
+        file.write_text(content)
+    with pytest.raises(SystemExit) as ended:
+        run(lossless, monkeypatch, "--json", file, "--families", families)
+    says = {None: "No such file", "{}": "no family parrots: there are all, experts, dense, or llama", "[]": "no records"}
+    assert ended.value.code == 2 and says[content] in capsys.readouterr().err
+
+
+def test_an_implementation_of_attention_that_is_wrong_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    precision = load("precision")
+    model = precision.models()["heads of 128"]
+    monkeypatch.setattr(precision, "models", lambda: {"heads of 128": model})
+    monkeypatch.setattr(precision, "agreement", lambda *asked: [])
+    file = tmp_path / "precision.json"
+    run(precision, monkeypatch, "--step", "static", "--json", file)
+    records = json.loads(file.read_text())
+    assert records["agreement"]["rows"] == [] and records["attention"]["machine"]["attention"]
+    rows = records["attention"]["rows"]
+    assert [(row["dtype"], row["step"], row["attention"]) for row in rows[:5]] == [
+        *(("float16", "dynamic", name) for name in precision.BACKENDS),
+        ("float16", "static", "its own"),
+    ]
+    ran = [row for row in rows if "cannot" not in row]
+    assert len(ran) >= 4 and all(row["right"] and row["error"] < 0.05 for row in ran)
+
+    def off(model: Any, step: str, backend: Any) -> Any:
+        logits = precision_logits(model, step, backend)
+        return logits + (0.05 * logits.std() if step == "static" else 0.0)
+
+    precision_logits = precision.tree_logits
+    monkeypatch.setattr(precision, "tree_logits", off)
+    with pytest.raises(SystemExit, match="attention is off by more than rounding"):
+        run(precision, monkeypatch, "--step", "static", "--json", file)
+    wrong = [row for row in json.loads(file.read_text())["attention"]["rows"] if not row.get("right", True)]
+    assert {row["attention"] for row in wrong} == {"its own"}
+

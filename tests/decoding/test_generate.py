@@ -317,6 +317,7 @@ def test_statistics_add_up(model, text):
     _, oracle = drafted(model, prompt(), text, statistics, max_new_tokens=NEW)
     assert statistics.tokens == NEW
     assert statistics.steps == len(statistics.accepted_lengths) == len(oracle.extended)
+    assert statistics.kinds == {"dynamic": statistics.steps}
     assert statistics.drafted == sum(map(len, oracle.trees))
     assert sum(statistics.accepted.values()) == sum(statistics.accepted_lengths)
     assert all(statistics.accepted.values())  # the oracle's sources are random

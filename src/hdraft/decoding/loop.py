@@ -84,7 +84,7 @@ def draft_and_verify(
 
             text = np.array(tokens[-1:])
             sources = [Source(source) for source in tree.sources[nodes].tolist()]
-            stats.add(tokens, sources, len(tree))
+            stats.add(tokens, sources, len(tree), target.stepper.kind)
             watch.lap()
             yield Emitted(tokens, [*sources, *[None] * (len(tokens) - len(nodes))], finished)
             watch.skip()
@@ -106,7 +106,7 @@ def _prefill(target: Target, text: Ids, chunk: int | None, watch: Stopwatch) -> 
         target.forward(text[:chunk])
         watch.lap("inputs", until=target.inputs_ready)
         watch.lap("model")
-        watch.stats.add([], [], 0)
+        watch.stats.add([], [], 0, target.stepper.kind)
         text = text[chunk:]
     return text
 

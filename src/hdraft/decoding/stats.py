@@ -20,6 +20,7 @@ class GenerationStats:
         drafted: draft tokens verified.
         accepted: draft tokens emitted, by the database they came from.
         accepted_lengths: draft tokens emitted, by step.
+        kinds: forward passes by how they were run, see `StepKind`; those over the prompt are "dynamic".
         seconds_drafting: in the drafter.
         seconds_inputs: making masks and positions and moving them to the device.
         seconds_model: in the target's forward passes, until the result can be read.
@@ -33,6 +34,7 @@ class GenerationStats:
     drafted: int = 0
     accepted: dict[Source, int] = field(default_factory=lambda: dict.fromkeys(Source, 0))
     accepted_lengths: list[int] = field(default_factory=list)
+    kinds: dict[str, int] = field(default_factory=dict)
     seconds_drafting: float = 0.0
     seconds_inputs: float = 0.0
     seconds_model: float = 0.0
@@ -40,9 +42,10 @@ class GenerationStats:
     seconds_cache: float = 0.0
     seconds: float = 0.0
 
-    def add(self, tokens: list[int], sources: list[Source], drafted: int) -> None:
+    def add(self, tokens: list[int], sources: list[Source], drafted: int, kind: str) -> None:
         """Count a step that emitted `tokens`, the first of them drafted by `sources` in a tree of `drafted` nodes."""
         self.steps += 1
+        self.kinds[kind] = self.kinds.get(kind, 0) + 1
         self.tokens += len(tokens)
         self.drafted += drafted
         self.accepted_lengths.append(len(sources))
