@@ -89,7 +89,7 @@ def tree_logits(model: PreTrainedModel, step: StepKind, backend: SDPBackend | No
 
 def attention(name: str, model: PreTrainedModel, dtype: str, device: str, step: StepKind) -> list[dict[str, Any]]:
     """For each implementation its error in a format, as a part of the logits' spread; and as captured steps have it."""
-    half = copy.deepcopy(model).to(device=device, dtype=getattr(torch, dtype))
+    half = cast(Any, copy.deepcopy(model)).to(device=device, dtype=getattr(torch, dtype))
     exact = tree_logits(copy.deepcopy(half).float(), "dynamic", SDPBackend.MATH)
     rows: list[dict[str, Any]] = []
     tried: list[tuple[str, StepKind, SDPBackend | None]] = [(name, "dynamic", each) for name, each in BACKENDS.items()]

@@ -5,13 +5,13 @@ moving the cache. Only the choice of the next token is the recorded one instead 
 does not depend on the values of the weights, so random ones take the time of those that are not at hand.
 """
 
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from timing import PARTS, Seconds, Timing
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
 
@@ -26,33 +26,6 @@ from hdraft.drafting import Drafter, DraftSession, DraftTree
 from hdraft.drafting.costs import Costs
 from hdraft.drafting.drafter import UNLIMITED, TokenIds
 from hdraft.evaluation.traces import Request
-
-Seconds = npt.NDArray[np.float64]
-
-PARTS = ("drafting", "inputs", "model", "verification", "cache")
-"""The parts of a step's time, named as in `GenerationStats`. On a GPU, `cache` only asks for the move, which
-falls into the next step's `model`."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """The time of a request, step by step; the first step is the one over the prompt.
-
-    Attributes:
-        emitted: int64[steps], tokens.
-        drafted: int64[steps], draft tokens verified.
-        seconds: float64[steps], all of the request's time: what comes before the first step and after the last is
-            theirs.
-        parts: float64[steps, 5], of it each of `PARTS`; None for `model.generate`.
-        kind: how the last step was run, after what could not be had; None for `model.generate`.
-    """
-
-    emitted: npt.NDArray[np.int64]
-    drafted: npt.NDArray[np.int64]
-    seconds: Seconds
-    parts: Seconds | None = None
-    kind: StepKind | None = None
-
 
 class Recorded(Argmax):
     """Reads the logits as greedy decoding does, then takes the recorded token."""
@@ -163,6 +136,7 @@ class FixedSizeDrafter:
     def __init__(self, vocab_size: int, size: int) -> None:
         self.vocab_size = vocab_size
         self.tree = DraftTree(np.arange(size), np.full(size, -1))
+        self.tree.check(vocab_size, size, 1)  # compiled now, if need be: a request would go without drafts
 
     def session(self, prompt_ids: TokenIds, costs: Costs | None = None) -> "FixedSizeDrafter":
         """See `Drafter.session`."""

@@ -40,7 +40,7 @@ def machine_with(device: str) -> dict[str, Any]:
     import torch
 
     name = accelerator(device)
-    allowed = torch.backends.cuda
+    allowed: Any = torch.backends.cuda
     attention = {
         "flash": allowed.flash_sdp_enabled(),
         "memory-efficient": allowed.mem_efficient_sdp_enabled(),

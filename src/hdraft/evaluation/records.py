@@ -1,21 +1,23 @@
 """Figures written as they come: records by name in one file of JSON, whole at any moment."""
 
 import json
+from math import inf
 from pathlib import Path
 from typing import Any
 
-from hdraft.files import replace, try_file
+from hdraft.files import exclusive, replace, try_file
 from hdraft.text import parse_json
 
 
 def put(path: Path, name: str, record: dict[str, Any]) -> None:
-    """Put a record into a file in the place of the one of that name; the others stay.
+    """Put a record into a file in the place of the one of that name; the others, of other processes too, stay.
 
     Raises:
         ValueError: the file holds something else; it stays as it is.
         OSError: it cannot be read or written.
     """
-    replace(path, (json.dumps(records(path) | {name: record}, indent=1) + "\n").encode())
+    with exclusive(path.absolute().parent, inf):
+        replace(path, (json.dumps(records(path) | {name: record}, indent=1) + "\n").encode())
 
 
 def records(path: Path) -> dict[str, Any]:

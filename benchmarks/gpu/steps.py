@@ -1,0 +1,221 @@
+"""The time of one step by its size, of attention alone by each of its implementations, and where a step's time goes.
+
+    python benchmarks/gpu/steps.py --shape llama-2-7b --dtype float16 --json FILE [--profile FILE]
+
+Everything is written as soon as it is known. No drafter runs here, so that no drafting kernels need be compiled.
+"""
+
+import argparse
+from pathlib import Path
+from time import perf_counter
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from memory import copy_bandwidth
+from shapes import SHAPES, bytes_read, random_model
+from timed import FixedSizeDrafter, time_sizes
+from timed_report import by_part, sizes_markdown
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+from torch.profiler import ProfilerActivity, profile
+from transformers import PreTrainedModel
+
+from hdraft.decoding.costs import STATIC_SIZES
+from hdraft.decoding.graphed.static_step import StepKind
+from hdraft.decoding.models.probe import draft_shape
+from hdraft.decoding.target import Target
+from hdraft.evaluation.machine import machine_with
+from hdraft.evaluation.records import check_records, put
+from hdraft.loading import quieten
+
+SIZES = tuple(sorted(STATIC_SIZES))
+"""Draft tokens of the steps that are timed by size; with the text's last token a step has one row more."""
+
+CACHED = 512
+"""Tokens of text before those steps."""
+
+PADDED = 256
+"""Keys and values of a static step are a multiple of so many, those not used hidden by the mask."""
+
+BACKENDS = {
+    "memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+"""torch's implementations of attention that take a mask."""
+
+KERNELS = 25
+"""Rows of a profile."""
+
+
+def measure_sizes(
+    model: PreTrainedModel, cached: int, bandwidth: float, step: StepKind | None, sizes: tuple[int, ...] = SIZES
+) -> dict[str, Any]:
+    """The time of a step over each number of draft tokens, behind so much text, and how far it is from the floor."""
+    weights, cache = bytes_read(model, cached)
+    floor = 1000 * (weights + cache) / bandwidth
+    timed = time_sizes(model, sizes, cached, step=step)
+    rows = []
+    for size in sizes:
+        seconds, parts = timed[size]
+        milliseconds = 1000 * float(np.median(seconds))
+        rows.append(
+            {
+                "drafted": size,
+                "rows": size + 1,
+                "milliseconds": milliseconds,
+                "to_one_row": milliseconds / (1000 * float(np.median(timed[sizes[0]][0]))),
+                "share_of_floor": floor / milliseconds,
+                "parts_milliseconds": by_part(np.median(parts, axis=0)),
+            }
+        )
+    return {
+        "cached_tokens": cached,
+        "copy_bytes_per_second": bandwidth,
+        "weight_bytes": weights,
+        "cache_bytes": cache,
+        "floor_milliseconds": floor,
+        "sizes": rows,
+    }
+
+
+def measure_attention(model: PreTrainedModel, rows: int, cached: int) -> list[dict[str, Any]]:
+    """The milliseconds that the attention of all layers takes in a step, by each implementation: alone, and captured.
+
+    It is asked as a static step asks it: keys and values of the bucket, repeated for every head, and an added mask. Each
+    layer has its own, so that they come from memory and not from what is cached of it.
+    """
+    config, kind = model.config, {"dtype": model.dtype, "device": model.device}
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = -(-(cached + rows) // PADDED) * PADDED
+    queries = torch.randn(1, config.num_attention_heads, rows, head, **kind)
+    layers = [torch.randn(2, 1, config.num_attention_heads, width, head, **kind) for _ in range(config.num_hidden_layers)]
+    hidden = torch.arange(width, device=model.device)[None] >= cached + torch.arange(1, 1 + rows, device=model.device)[:, None]
+    mask = torch.zeros(1, 1, rows, width, **kind).masked_fill_(hidden, torch.finfo(model.dtype).min)
+
+    def run() -> None:
+        for keys, values in layers:
+            scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+
+    measured = []
+    for name, backend in BACKENDS.items():
+        row: dict[str, Any] = {"attention": name, "rows": rows, "width": width}
+        try:
+            with sdpa_kernel(backend):
+                row["milliseconds"] = 1000 * _seconds(run, model.device)
+        except RuntimeError as error:
+            row["cannot"] = next(iter(str(error).strip().splitlines()), "")
+        measured.append(row)
+    return measured
+
+
+def _seconds(run: Any, device: torch.device) -> float:
+    """The time of `run`, a median; on a GPU of its replays as a graph."""
+    if device.type != "cuda":
+        return float(np.median([_clocked(run) for _ in range(3)]))
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+
+    def replay() -> None:
+        graph.replay()
+        torch.cuda.synchronize(device)
+
+    return float(np.median([_clocked(replay) for _ in range(30)][10:]))
+
+
+def _clocked(run: Any) -> float:
+    begin = perf_counter()
+    run()
+    return perf_counter() - begin
+
+
+def profiled(model: PreTrainedModel, size: int, cached: int, step: StepKind) -> str:
+    """The kernels that take the most of a step over so many draft tokens, as a table."""
+    target = Target(model, draft_shape(model), step=step, budget=max(SIZES), max_length=cached + max(SIZES) + 2)
+    tree, text = FixedSizeDrafter(model.config.vocab_size, size).tree, np.zeros(1, np.int64)
+    target.forward(np.zeros(cached, np.int64))
+    target.keep([])
+
+    def once() -> Tensor:
+        chosen = target.forward(text, tree).argmax(-1).cpu()
+        target.forget(cached)
+        return chosen
+
+    for _ in range(3):
+        once()
+    cuda = model.device.type == "cuda"
+    of = "device" if cuda else "cpu"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiler:
+        once()
+        if cuda:
+            torch.cuda.synchronize(model.device)
+    kind = target.stepper.kind
+    target.close()
+    events = profiler.key_averages()
+    own = [(event.count, getattr(event, f"self_{of}_time_total")) for event in events]
+    ran = sum(count for count, taken in own if taken > 0)
+    milliseconds = sum(taken for _, taken in own) / 1000
+    table = events.table(sort_by=f"self_{of}_time_total", row_limit=KERNELS, max_name_column_width=90)
+    return (
+        f"== a {kind} step of {size + 1} rows behind {cached} tokens: {ran} kernels or operations, "
+        f"{milliseconds:.3f} ms on the {'GPU' if cuda else 'CPU'}\n{table}\n"
+    )
+
+
+def main() -> None:
+    """Measure, and write each figure at once."""
+    parser = argparse.ArgumentParser(description="Steps by their size, attention alone, and a profile of a step.")
+    parser.add_argument("--shape", choices=SHAPES, default="llama-2-7b")
+    parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--step", choices=get_args(StepKind), default="captured", help="how a step is run")
+    parser.add_argument("--cached", type=int, default=CACHED, help="tokens of text before the step")
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="put there, beside other records")
+    parser.add_argument("--name", help="of the record; SHAPE-DTYPE-steps unless given")
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="write where a step's time goes there")
+    arguments = parser.parse_args()
+    try:
+        check_records(arguments.json)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    quieten()
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it makes a plan for every new shape
+    record: dict[str, Any] = {
+        "machine": machine_with(arguments.device),
+        **{name: getattr(arguments, name) for name in ("device", "shape", "dtype", "step")},
+        "steps": [],
+        "attention": [],
+    }
+
+    def write() -> None:
+        put(arguments.json, arguments.name or f"{arguments.shape}-{arguments.dtype}-steps", record)
+
+    with torch.no_grad():
+        model = random_model(arguments.shape, arguments.dtype, arguments.device)
+        record["steps"].append(
+            measure_sizes(model, arguments.cached, copy_bandwidth(arguments.device), arguments.step)
+        )
+        write()
+        print(sizes_markdown(record["steps"][0]), flush=True)
+        for rows in (1, SIZES[-1] + 1):
+            record["attention"] += measure_attention(model, rows, arguments.cached)
+            write()
+        print(record["attention"], flush=True)
+        if arguments.profile is not None:
+            tables = ""
+            for size in (0, SIZES[-1]):
+                tables += profiled(model, size, arguments.cached, arguments.step)
+                arguments.profile.write_text(tables, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
