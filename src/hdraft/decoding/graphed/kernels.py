@@ -4,7 +4,6 @@ Every intermediate result is rounded where transformers rounds it, so that in ha
 the order of a sum at most. `tests/decoding/graphed/test_kernels.py` holds them against transformers' own modules.
 """
 
-from typing import Any
 
 import torch
 import triton
@@ -111,13 +110,13 @@ def silu_times(gate: Tensor, up: Tensor) -> Tensor:
 
 @triton.jit
 def _rms_norm(
-    states: Any,
-    residual: Any,
-    total: Any,
-    normed: Any,
-    weight: Any,
-    epsilon: Any,
-    size: Any,
+    states: tl.tensor,
+    residual: tl.tensor,
+    total: tl.tensor,
+    normed: tl.tensor,
+    weight: tl.tensor,
+    epsilon: tl.tensor,
+    size: tl.tensor,
     adds: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
@@ -137,25 +136,25 @@ def _rms_norm(
 
 @triton.jit
 def _rotate_and_store(
-    queries: Any,
-    new_keys: Any,
-    new_values: Any,
-    cosines: Any,
-    sines: Any,
-    query_norm: Any,
-    key_norm: Any,
-    epsilon: Any,
-    rotated: Any,
-    keys: Any,
-    values: Any,
-    start: Any,
-    query_stride: Any,
-    key_stride: Any,
-    value_stride: Any,
-    key_head: Any,
-    key_slot: Any,
-    value_head: Any,
-    value_slot: Any,
+    queries: tl.tensor,
+    new_keys: tl.tensor,
+    new_values: tl.tensor,
+    cosines: tl.tensor,
+    sines: tl.tensor,
+    query_norm: tl.tensor,
+    key_norm: tl.tensor,
+    epsilon: tl.tensor,
+    rotated: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    start: tl.tensor,
+    query_stride: tl.tensor,
+    key_stride: tl.tensor,
+    value_stride: tl.tensor,
+    key_head: tl.tensor,
+    key_slot: tl.tensor,
+    value_head: tl.tensor,
+    value_slot: tl.tensor,
     heads: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -205,7 +204,7 @@ def _rotate_and_store(
 
 @triton.jit
 def _silu_times(
-    gate: Any, up: Any, result: Any, gate_stride: Any, up_stride: Any, size: Any, BLOCK: tl.constexpr
+    gate: tl.tensor, up: tl.tensor, result: tl.tensor, gate_stride: tl.tensor, up_stride: tl.tensor, size: tl.tensor, BLOCK: tl.constexpr
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

@@ -134,7 +134,7 @@ def default_settings(
     splits = next((each for each in (1, 2, 4, 8, 16) if 0.75 * wanted <= each), 32)
     return Settings(
         block_m,
-        block_n=32 if wide or size > 128 else 64,
+        block_n=32 if wide or size > 128 or block_m == 64 else 64,
         warps=8 if block_m == 64 and size > 128 else 4,
         stages=2 if wide or size > 128 else 3,
         splits=splits,
