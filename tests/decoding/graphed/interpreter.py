@@ -27,6 +27,14 @@ def interpret(monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> None:
         # bounds of loops are arrays of one number, which NumPy 2.4 takes for no integer
         scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
+    def call(self: Any, *arguments: Any, **named: Any) -> Any:
+        scope = interpreter._patch_lang(self.fn)
+        try:
+            return self.rewrite()(*arguments, **named)
+        finally:
+            scope.restore()  # which Triton forgets: nothing could be compiled in this process any more
+
+    monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", call)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
     monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_tensor)
 

@@ -34,7 +34,8 @@ def tree_attention(
 ) -> Tensor:
     """Attention of a step's rows to the text and to each other; `tree_attention_reference` where Triton cannot run.
 
-    Every row must see a column. Columns that no row sees may hold anything, not a number included.
+    Every row must see a column. Slots before the first that a row may look at, and behind the step's own, may hold
+    anything, not a number included.
 
     Args:
         queries: float[heads, r, size], of unit stride.
@@ -67,40 +68,40 @@ def tree_attention(
     parts = queries.new_empty((rows * heads, chosen.splits, size_v), dtype=torch.float32)
     sums = queries.new_empty((2, rows * heads, chosen.splits), dtype=torch.float32)
     result = queries.new_empty((rows, heads * size_v))
-    _attend[(kv_heads, -(-rows * group // chosen.block_m), chosen.splits)](
-        queries,
-        keys,
-        values,
-        start,
-        earliest,
-        among,
-        parts,
-        sums,
-        scaling * _LOG2_E,
-        rows,
-        *queries.stride()[:2],
-        *keys.stride()[:2],
-        *values.stride()[:2],
-        GROUP=group,
-        SIZE=size,
-        SIZE_V=size_v,
-        PADDED=_padded(size),
-        PADDED_V=_padded(size_v),
-        BLOCK_M=chosen.block_m,
-        BLOCK_N=chosen.block_n,
-        LEAST=chosen.least,
-        num_warps=chosen.warps,
-        num_stages=chosen.stages,
-    )
-    _combine[(rows * heads,)](
-        parts,
-        sums,
-        result,
-        SPLITS=chosen.splits,
-        SIZE_V=size_v,
-        PADDED_V=_padded(size_v),
-        num_warps=min(4, max(1, chosen.splits * _padded(size_v) // 1024)),
-    )
+    with torch.cuda.device_of(queries):  # Triton launches on the current one
+        _attend[(kv_heads, -(-rows * group // chosen.block_m), chosen.splits)](
+            queries,
+            keys,
+            values,
+            start,
+            earliest,
+            among,
+            parts,
+            sums,
+            scaling * _LOG2_E,
+            rows,
+            *queries.stride()[:2],
+            *keys.stride()[:2],
+            *values.stride()[:2],
+            GROUP=group,
+            SIZE=size,
+            SIZE_V=size_v,
+            PADDED=_padded(size),
+            PADDED_V=_padded(size_v),
+            BLOCK_M=chosen.block_m,
+            BLOCK_N=chosen.block_n,
+            num_warps=chosen.warps,
+            num_stages=chosen.stages,
+        )
+        _combine[(rows * heads,)](
+            parts,
+            sums,
+            result,
+            SPLITS=chosen.splits,
+            SIZE_V=size_v,
+            PADDED_V=_padded(size_v),
+            num_warps=min(4, max(1, chosen.splits * _padded(size_v) // 1024)),
+        )
     return result
 
 
@@ -111,7 +112,6 @@ class Settings(NamedTuple):
         block_m, block_n: rows and columns of a block.
         warps, stages: warps of a program, and blocks that are loaded ahead.
         splits: programs that share the columns.
-        least: blocks of columns that a program has, where there are so many: each partial result has its cost.
     """
 
     block_m: int
@@ -119,7 +119,6 @@ class Settings(NamedTuple):
     warps: int
     stages: int
     splits: int
-    least: int
 
 
 def default_settings(
@@ -127,18 +126,16 @@ def default_settings(
 ) -> Settings:
     """The settings for so many rows, query heads to a key's, heads of keys, and numbers to a head."""
     wide, packed = number_format == torch.float32, rows * group
-    # float32 is multiplied by plain instructions, in registers, unrolled: of large blocks these would not end
+    # float32 is multiplied by plain instructions, unrolled, on numbers in registers: of larger blocks they overflow
     block_m = 16 if wide or packed <= 16 else 32 if packed <= 32 else 64
-    programs = kv_heads * -(-packed // block_m)
-    wanted = 2 * _processors(device) / programs
-    splits = next((each for each in (1, 2, 4, 8, 16) if 0.75 * wanted <= each), 32)
+    # two programs fit on a processor; the partial results of large blocks cost as much to write as a short text to read
+    wanted = (1 if block_m == 64 else 2) * _processors(device) / (kv_heads * -(-packed // block_m))
     return Settings(
         block_m,
-        block_n=32 if wide or size > 128 or block_m == 64 else 64,
+        block_n=16 if wide else 32 if size > 128 else 64,
         warps=8 if block_m == 64 and size > 128 else 4,
-        stages=2 if wide or size > 128 else 3,
-        splits=splits,
-        least=1 if block_m == 16 else 2,
+        stages=2,
+        splits=next((each for each in (1, 2, 4, 8, 16) if 0.75 * wanted <= each), 32),
     )
 
 
@@ -207,7 +204,6 @@ if triton is not None:
         PADDED_V: tl.constexpr,
         BLOCK_M: tl.constexpr,
         BLOCK_N: tl.constexpr,
-        LEAST: tl.constexpr,
     ) -> None:
         """A block of rows over a share of the columns: `parts`, weighted sums of values, and `sums`, of exponentials.
 
@@ -235,10 +231,7 @@ if triton is not None:
         skipped = least // BLOCK_N
         text = tl.cdiv(before, BLOCK_N) - skipped
         blocks = text + tl.cdiv(rows, BLOCK_N)
-        used = tl.minimum(tl.maximum(blocks // LEAST, 1), splits)
-        begin, end = blocks * split // used, blocks * (split + 1) // used
-        if split >= used:
-            begin = end
+        begin, end = blocks * split // splits, blocks * (split + 1) // splits
 
         greatest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
         total = tl.zeros((BLOCK_M,), tl.float32)
