@@ -11,11 +11,9 @@ with that of a replay without a model, and must be the same. What is known is wr
 """
 
 import argparse
-import logging
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -26,13 +24,13 @@ import torch
 from memory import copy_bandwidth
 from recorded import LLAMA_2, build_databases, read_requests, select
 from shapes import SHAPES, random_model
-from steps import CACHED, PADDED, SIZES, measure_sizes
-from timed import AskedAsDecoding, time_decoding, time_generate, time_sizes
+from sizes import CACHED, PADDED, SIZES, measure_sizes
+from timed import AskedAsDecoding, log_lines, time_decoding, time_generate, time_sizes
 from timed_report import figures, markdown, parts, score
 from timing import Seconds, Timing
 
 from hdraft import measure_costs
-from hdraft.decoding.graphed.static_step import StepKind
+from hdraft.decoding.graphed.static_step import StepKind, whole_tiles
 from hdraft.drafting import Drafter
 from hdraft.evaluation.machine import machine_with
 from hdraft.evaluation.methods import method_options, open_drafter
@@ -86,23 +84,6 @@ class Method:
         folders: dict[str, Any] = {"model_database": databases / "D_m", "statistics_database": databases / "D_s"}
         options = method_options(kind, window=0, **(folders if kind != "pld" else {}))
         return open_drafter(kind, options, vocab_size=LLAMA_2.vocab_size)
-
-
-@contextmanager
-def log_lines() -> Iterator[list[str]]:
-    """The lines that hdraft logs meanwhile: which kinds of step could not be had, and why."""
-    lines: list[str] = []
-
-    class Lines(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            lines.append(record.getMessage())
-
-    handler = Lines()
-    logging.getLogger("hdraft").addHandler(handler)
-    try:
-        yield lines
-    finally:
-        logging.getLogger("hdraft").removeHandler(handler)
 
 
 class Run:
@@ -228,9 +209,10 @@ class Run:
         """Note it if the last request was not drafted and emitted as in a replay without a model."""
         if twin is None:
             return
-        costs = self.costs if method.adaptive else None
-        expected = replay([request], AskedAsDecoding(twin), method.budget, costs=costs).scores[ALL]
-        measured = score(method.timings[-1:])
+        costs, timing = self.costs if method.adaptive else None, method.timings[-1]
+        budget = method.budget if timing.kind == "dynamic" else whole_tiles(method.budget)
+        expected = replay([request], AskedAsDecoding(twin), budget, costs=costs).scores[ALL]
+        measured = score([timing])
         if (measured.tokens, measured.sizes) != (expected.tokens, expected.sizes):
             self.mat_differs.append(
                 f"{method.name}, {request.id}: MAT {measured.mat} with the model and {expected.mat} without"

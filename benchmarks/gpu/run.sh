@@ -108,7 +108,7 @@ replayed() {
 grant 20
 part machine 4 "$PYTHON" benchmarks/gpu/memory.py --device "$device" --json "$output/machine.json"
 grant 45
-part steps 10 "$PYTHON" benchmarks/gpu/steps.py --shape "$shape" --dtype "$dtype" --device "$device" \
+part steps 10 "$PYTHON" benchmarks/gpu/sizes.py --shape "$shape" --dtype "$dtype" --device "$device" \
   --json "$replays" --profile "$output/profile.txt"
 if [[ -n $drafts ]]; then
   code=0

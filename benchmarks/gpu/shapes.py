@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwe
 VOCABULARY = 32000
 """Ids of Llama 2's tokenizer, of which the recorded tokens are; a model may know more."""
 
-_LLAMA_2 = {"vocab_size": VOCABULARY, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
+_LLAMA_2: dict[str, Any] = {"vocab_size": VOCABULARY, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
 
 SHAPES: dict[str, LlamaConfig | Qwen3Config] = {
     "llama-2-7b": LlamaConfig(

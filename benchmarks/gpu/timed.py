@@ -5,6 +5,9 @@ moving the cache. Only the choice of the next token is the recorded one instead 
 does not depend on the values of the weights, so random ones take the time of those that are not at hand.
 """
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any, cast
 
@@ -26,6 +29,7 @@ from hdraft.drafting import Drafter, DraftSession, DraftTree
 from hdraft.drafting.costs import Costs
 from hdraft.drafting.drafter import UNLIMITED, TokenIds
 from hdraft.evaluation.traces import Request
+
 
 class Recorded(Argmax):
     """Reads the logits as greedy decoding does, then takes the recorded token."""
@@ -201,3 +205,20 @@ def _now(model: PreTrainedModel) -> float:
 
 def _parts(statistics: GenerationStats) -> list[float]:
     return [getattr(statistics, f"seconds_{part}") for part in PARTS]
+
+
+@contextmanager
+def log_lines() -> Iterator[list[str]]:
+    """The lines that hdraft logs meanwhile: which kinds of step could not be had, and why."""
+    lines: list[str] = []
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    handler = Lines()
+    logging.getLogger("hdraft").addHandler(handler)
+    try:
+        yield lines
+    finally:
+        logging.getLogger("hdraft").removeHandler(handler)

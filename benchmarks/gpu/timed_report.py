@@ -97,7 +97,7 @@ def _spread(timings: Sequence[Timing]) -> dict[str, float] | None:
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """The tables of a record, of `replay.py` or of `steps.py`."""
+    """The tables of a record, of `replay.py` or of `sizes.py`."""
     versions = record["machine"]
     lines = [
         f"## {record['shape']}, {record['dtype']}, {record['step'] or 'default'} steps, on "
@@ -116,21 +116,21 @@ def markdown(record: dict[str, Any]) -> str:
         lines += ["", sizes_markdown(steps)]
     if record.get("attention"):
         lines += ["", "### Attention alone, all layers, as a graph", ""]
-        rows = [
-            [row["attention"], *(_number(row[key], 0) for key in ("rows", "width")), _number(row.get("milliseconds"), 3)]
-            for row in record["attention"]
-        ]
-        lines += table(("implementation", "rows", "keys", "ms"), rows)
+        lines += table(
+            ("implementation", "rows", "keys", "ms"),
+            [
+                [row["attention"], str(row["rows"]), str(row["width"]), _number(row.get("milliseconds"), 3)]
+                for row in record["attention"]
+            ],
+        )
     return "\n".join(lines) + "\n"
 
 
 def _replayed(record: dict[str, Any]) -> list[str]:
-    methods = record["methods"]
-    lines = [
-        "- Every MAT equals that of the replay without a model."
-        if record["mat_equals_replay"]
-        else f"- **MATs that are not those of the replay without a model: {'; '.join(record['mat_differs']) or 'none was compared'}.**",
-    ]
+    methods, different = record["methods"], "; ".join(record["mat_differs"])
+    lines = ["- Every MAT equals that of the replay without a model."]
+    if not record["mat_equals_replay"]:
+        lines = [f"- **MATs that are not those of the replay without a model: {different or 'none was compared'}.**"]
     speeds = ("method", "turns", "tokens/s", "ms a token", *(f"over {base}" for base in BASES), "MAT", "efficiency")
     for category in record["categories"]:
         rows = _rows(methods, category)
@@ -181,7 +181,7 @@ def _replayed(record: dict[str, Any]) -> list[str]:
 
 
 def sizes_markdown(steps: dict[str, Any]) -> str:
-    """The table of steps by their size, as `steps.py` measures them."""
+    """The table of steps by their size, as `sizes.py` measures them."""
     lines = [
         f"### A step by its size, behind {steps['cached_tokens']:,} tokens",
         "",

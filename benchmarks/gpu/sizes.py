@@ -1,6 +1,6 @@
 """The time of one step by its size, of attention alone by each of its implementations, and where a step's time goes.
 
-    python benchmarks/gpu/steps.py --shape llama-2-7b --dtype float16 --json FILE [--profile FILE]
+    python benchmarks/gpu/sizes.py --shape llama-2-7b --dtype float16 --json FILE [--profile FILE]
 
 Everything is written as soon as it is known. No drafter runs here, so that no drafting kernels need be compiled.
 """
@@ -8,13 +8,14 @@ Everything is written as soon as it is known. No drafter runs here, so that no d
 import argparse
 from pathlib import Path
 from time import perf_counter
+from traceback import print_exc
 from typing import Any, get_args
 
 import numpy as np
 import torch
 from memory import copy_bandwidth
 from shapes import SHAPES, bytes_read, random_model
-from timed import FixedSizeDrafter, time_sizes
+from timed import FixedSizeDrafter, log_lines, time_sizes
 from timed_report import by_part, sizes_markdown
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -24,6 +25,7 @@ from transformers import PreTrainedModel
 
 from hdraft.decoding.costs import STATIC_SIZES
 from hdraft.decoding.graphed.static_step import StepKind
+from hdraft.decoding.graphed.tree_attention import available, tree_attention
 from hdraft.decoding.models.probe import draft_shape
 from hdraft.decoding.target import Target
 from hdraft.evaluation.machine import machine_with
@@ -84,30 +86,44 @@ def measure_sizes(
 def measure_attention(model: PreTrainedModel, rows: int, cached: int) -> list[dict[str, Any]]:
     """The milliseconds that the attention of all layers takes in a step, by each implementation: alone, and captured.
 
-    It is asked as a static step asks it: keys and values of the bucket, repeated for every head, and an added mask. Each
-    layer has its own, so that they come from memory and not from what is cached of it.
+    torch's are asked as transformers asks them: keys and values of a bucket, repeated for every head, and a mask to
+    add. "hdraft" is the kernel of fused steps. Each layer has keys and values of its own, which come from memory.
     """
-    config, kind = model.config, {"dtype": model.dtype, "device": model.device}
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    config, device, many = model.config, model.device, range(model.config.num_hidden_layers)
+    kind: dict[str, Any] = {"dtype": model.dtype, "device": device}
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // heads
     width = -(-(cached + rows) // PADDED) * PADDED
-    queries = torch.randn(1, config.num_attention_heads, rows, head, **kind)
-    layers = [torch.randn(2, 1, config.num_attention_heads, width, head, **kind) for _ in range(config.num_hidden_layers)]
-    hidden = torch.arange(width, device=model.device)[None] >= cached + torch.arange(1, 1 + rows, device=model.device)[:, None]
-    mask = torch.zeros(1, 1, rows, width, **kind).masked_fill_(hidden, torch.finfo(model.dtype).min)
+    start, among = torch.tensor(cached, device=device), torch.ones(rows, rows, dtype=torch.bool, device=device).tril()
+    earliest = torch.zeros(rows, dtype=torch.int64, device=device)
+    queries = torch.randn(1, heads, rows, head, **kind)
+    seen = torch.zeros(rows, width, dtype=torch.bool, device=device)
+    seen[:, :cached] = True
+    seen[:, cached : cached + rows] = among
+    mask = torch.zeros(1, 1, rows, width, **kind).masked_fill_(~seen, torch.finfo(model.dtype).min)
 
-    def run() -> None:
+    def repeated() -> None:
         for keys, values in layers:
-            scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+            scaled_dot_product_attention(queries, keys[None], values[None], attn_mask=mask)
+
+    def own() -> None:
+        for keys, values in layers:
+            tree_attention(queries[0], keys, values, start, earliest, among, head**-0.5)
 
     measured = []
+    layers = [torch.randn(2, heads, width, head, **kind) for _ in many]
     for name, backend in BACKENDS.items():
         row: dict[str, Any] = {"attention": name, "rows": rows, "width": width}
         try:
             with sdpa_kernel(backend):
-                row["milliseconds"] = 1000 * _seconds(run, model.device)
+                row["milliseconds"] = 1000 * _seconds(repeated, device)
         except RuntimeError as error:
             row["cannot"] = next(iter(str(error).strip().splitlines()), "")
         measured.append(row)
+    if available(device):
+        layers = [torch.randn(2, kv_heads, width, head, **kind) for _ in many]
+        milliseconds = 1000 * _seconds(own, device)
+        measured.append({"attention": "hdraft", "rows": rows, "width": width, "milliseconds": milliseconds})
     return measured
 
 
@@ -180,7 +196,7 @@ def main() -> None:
     parser.add_argument("--step", choices=get_args(StepKind), default="captured", help="how a step is run")
     parser.add_argument("--cached", type=int, default=CACHED, help="tokens of text before the step")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="put there, beside other records")
-    parser.add_argument("--name", help="of the record; SHAPE-DTYPE-steps unless given")
+    parser.add_argument("--name", help="of the record; SHAPE-DTYPE-sizes unless given")
     parser.add_argument("--profile", type=Path, metavar="FILE", help="write where a step's time goes there")
     arguments = parser.parse_args()
     try:
@@ -192,29 +208,43 @@ def main() -> None:
     record: dict[str, Any] = {
         "machine": machine_with(arguments.device),
         **{name: getattr(arguments, name) for name in ("device", "shape", "dtype", "step")},
+        "log": [],
+        "not_measured": [],
         "steps": [],
         "attention": [],
     }
 
     def write() -> None:
-        put(arguments.json, arguments.name or f"{arguments.shape}-{arguments.dtype}-steps", record)
+        put(arguments.json, arguments.name or f"{arguments.shape}-{arguments.dtype}-sizes", record)
 
-    with torch.no_grad():
+    with torch.no_grad(), log_lines() as record["log"]:
         model = random_model(arguments.shape, arguments.dtype, arguments.device)
-        record["steps"].append(
-            measure_sizes(model, arguments.cached, copy_bandwidth(arguments.device), arguments.step)
-        )
-        write()
-        print(sizes_markdown(record["steps"][0]), flush=True)
-        for rows in (1, SIZES[-1] + 1):
-            record["attention"] += measure_attention(model, rows, arguments.cached)
-            write()
-        print(record["attention"], flush=True)
-        if arguments.profile is not None:
+        bandwidth = copy_bandwidth(arguments.device)
+
+        def sizes() -> None:
+            record["steps"].append(measure_sizes(model, arguments.cached, bandwidth, arguments.step))
+            print(sizes_markdown(record["steps"][0]), flush=True)
+
+        def profiles() -> None:
             tables = ""
-            for size in (0, SIZES[-1]):
+            for size in (0, SIZES[-1]) if arguments.profile is not None else ():
                 tables += profiled(model, size, arguments.cached, arguments.step)
                 arguments.profile.write_text(tables, encoding="utf-8")
+
+        def attention() -> None:
+            for rows in (1, SIZES[-1] + 1):
+                record["attention"] += measure_attention(model, rows, arguments.cached)
+
+        for measure in (sizes, profiles, attention):
+            try:
+                measure()
+            except Exception as error:  # whatever befalls one, the others are measured
+                print_exc()
+                reason = next(iter(str(error).strip().splitlines()), "")
+                record["not_measured"].append(f"{measure.__name__}: {type(error).__name__}: {reason}")
+            write()
+    if record["not_measured"]:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
