@@ -6,6 +6,7 @@ Everything is written as soon as it is known. No drafter runs here, so that no d
 """
 
 import argparse
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from time import perf_counter
 from traceback import print_exc
@@ -110,21 +111,24 @@ def measure_attention(model: PreTrainedModel, rows: int, cached: int) -> list[di
         for keys, values in layers:
             tree_attention(queries[0], keys, values, start, earliest, among, head**-0.5)
 
-    measured = []
     layers = [torch.randn(2, heads, width, head, **kind) for _ in many]
-    for name, backend in BACKENDS.items():
-        row: dict[str, Any] = {"attention": name, "rows": rows, "width": width}
-        try:
-            with sdpa_kernel(backend):
-                row["milliseconds"] = 1000 * _seconds(repeated, device)
-        except RuntimeError as error:
-            row["cannot"] = next(iter(str(error).strip().splitlines()), "")
-        measured.append(row)
+    measured = [_row(name, rows, width, repeated, sdpa_kernel(backend), device) for name, backend in BACKENDS.items()]
     if available(device):
         layers = [torch.randn(2, kv_heads, width, head, **kind) for _ in many]
-        milliseconds = 1000 * _seconds(own, device)
-        measured.append({"attention": "hdraft", "rows": rows, "width": width, "milliseconds": milliseconds})
+        measured.append(_row("hdraft", rows, width, own, nullcontext(), device))
     return measured
+
+
+def _row(
+    name: str, rows: int, width: int, run: Any, context: AbstractContextManager[Any], device: torch.device
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"attention": name, "rows": rows, "width": width}
+    try:
+        with context:
+            row["milliseconds"] = 1000 * _seconds(run, device)
+    except Exception as error:  # of whichever library it is
+        row["cannot"] = next(iter(str(error).strip().splitlines()), "")
+    return row
 
 
 def _seconds(run: Any, device: torch.device) -> float:
