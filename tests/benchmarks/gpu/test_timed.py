@@ -56,12 +56,12 @@ def drafter_of(method: str) -> Drafter:
 def test_what_is_drafted_and_emitted_is_what_a_replay_says(model: PreTrainedModel, method: str, step: StepKind) -> None:
     drafter = None if method == "vanilla" else drafter_of(method)
     costs = measure_costs(model, step) if method == "adaptive" else None
-    timings = [time_decoding(model, each, drafter, 16, costs, step) for each in trace()]
+    timings = [time_decoding(model, each, drafter, 15, costs, step) for each in trace()]
     assert [int(timing.emitted.sum()) for timing in timings] == [len(each.output_ids) for each in trace()]
     if drafter is None:
         assert score(timings).mat == 1 and score(timings).drafted == 0
         return
-    expected = replay(trace(), AskedAsDecoding(drafter_of(method)), 16, costs=costs).scores[ALL]
+    expected = replay(trace(), AskedAsDecoding(drafter_of(method)), 15, costs=costs).scores[ALL]
     assert (score(timings).tokens, score(timings).sizes) == (expected.tokens, expected.sizes)
     assert method == "adaptive" or score(timings).mat > 1.4
     assert [timing.drafted[0] > 0 for timing in timings[3:]] == [False, method == "hd"] or method != "hd"
