@@ -6,6 +6,7 @@ Everything is written as soon as it is known. No drafter runs here, so that no d
 """
 
 import argparse
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from time import perf_counter
@@ -25,6 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
 from hdraft.decoding.costs import STATIC_SIZES
+from hdraft.decoding.graphed.capture import capture, graph_pool
 from hdraft.decoding.graphed.static_step import StepKind
 from hdraft.decoding.graphed.tree_attention import available, tree_attention
 from hdraft.decoding.models.probe import draft_shape
@@ -120,7 +122,12 @@ def measure_attention(model: PreTrainedModel, rows: int, cached: int) -> list[di
 
 
 def _row(
-    name: str, rows: int, width: int, run: Any, context: AbstractContextManager[Any], device: torch.device
+    name: str,
+    rows: int,
+    width: int,
+    run: Callable[[], None],
+    context: AbstractContextManager[Any],
+    device: torch.device,
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"attention": name, "rows": rows, "width": width}
     try:
@@ -131,28 +138,20 @@ def _row(
     return row
 
 
-def _seconds(run: Any, device: torch.device) -> float:
+def _seconds(run: Callable[[], None], device: torch.device) -> float:
     """The time of `run`, a median; on a GPU of its replays as a graph."""
-    if device.type != "cuda":
-        return float(np.median([_clocked(run) for _ in range(3)]))
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
+    run()
+    program = capture(run, device, graph_pool(device))
 
-    def replay() -> None:
-        graph.replay()
-        torch.cuda.synchronize(device)
+    def finished() -> None:
+        program()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
-    return float(np.median([_clocked(replay) for _ in range(30)][10:]))
+    return float(np.median([_clocked(finished) for _ in range(30 if device.type == "cuda" else 3)][1:]))
 
 
-def _clocked(run: Any) -> float:
+def _clocked(run: Callable[[], None]) -> float:
     begin = perf_counter()
     run()
     return perf_counter() - begin
