@@ -33,6 +33,7 @@ from hdraft.decoding.models.support import (
     scaled_modules,
     table_limits,
 )
+from hdraft.decoding.models.walking import parameters_of
 from hdraft.drafting.drafter import UNLIMITED
 from hdraft.drafting.tree import DraftTree
 
@@ -154,7 +155,7 @@ class Target:
             return "the model makes its own masks"
         if self.growing.extras:
             return f"the model is given {', '.join(self.growing.extras)}"
-        if self.device.type != "meta" and any(parameter.is_meta for parameter in self.model.parameters()):
+        if self.device.type != "meta" and any(parameter.is_meta for parameter in parameters_of(self.model)):
             return "its weights are loaded as they are needed"
         if self.scaled or any(limit.switch for limit in self.limits):
             return "its rotary frequencies depend on the text's length"
@@ -213,17 +214,16 @@ class Target:
             float[1 + n, vocabulary], the logits after the last text token and after each node.
         """
         m = len(text)
-        positions = self._positions(m, tree)
         static = self._static_stepper(1 + len(tree)) if m == 1 and self.length else None
         if static is None:
-            self.growing.prepare(text, tree, positions, self._mask(m, tree))
+            self.growing.prepare(text, tree, self._positions(m, tree), self._mask(m, tree))
             self.stepper, self.seconds_preparing = self.growing, 0.0
             reached = self.length - self.lag
             self.mixes_frequencies |= any(0 < reached <= limit.positions < reached + m for limit in self.rotary_limits)
             self.restore()  # other requests may run between two steps of a stream
         else:
             self.stepper = static
-            self.seconds_preparing = static.prepare(int(text[0]), tree, self.length, int(positions[0]))
+            self.seconds_preparing = static.prepare(int(text[0]), tree, self.length, self._position())
         self.inputs_ready = perf_counter()
         logits = self.stepper.run()
         self.length += m
@@ -268,6 +268,13 @@ class Target:
                 told = known[0, : len(ids)].numpy(force=True)
                 tokens[: len(told), column] = told
         return tokens
+
+    def _position(self) -> int:
+        """The position of the next token of text."""
+        known = self.position_ids
+        if known is not None and self.length < known.shape[-1]:
+            return int(known[0, self.length])
+        return self.length - self.lag
 
     def _positions(self, m: int, tree: DraftTree) -> npt.NDArray[np.int64]:
         """int64[m + n], of the tokens of text and the nodes behind them."""

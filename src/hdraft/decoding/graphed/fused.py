@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hdraft.decoding.graphed.static_cache import StaticCache, StaticLayer
+from hdraft.decoding.models.walking import modules_of, parameters_of
 
 Views = Mapping[str, tuple[Tensor, Tensor]]
 """For each layer type, or "" where there is one: `earliest`, int64[rows], and `among`, bool[rows, rows], what rows may
@@ -34,11 +35,11 @@ def can_fuse(model: PreTrainedModel) -> bool:
     if model.training or model.config.hidden_act not in ("silu", "swish"):
         return False
     if any(
-        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in model.modules()
+        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in modules_of(model)
     ):
         return False
     layers = [module for name, module in model.named_modules() if name.endswith("_proj")]
-    dtypes = {parameter.dtype for parameter in model.parameters()}
+    dtypes = {parameter.dtype for parameter in parameters_of(model)}
     plain = all(type(each) is nn.Linear for each in (*layers, model.lm_head))  # neither quantized nor adapted
     return plain and len(dtypes) == 1 and dtypes <= {torch.float16, torch.bfloat16, torch.float32}
 

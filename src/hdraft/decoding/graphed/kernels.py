@@ -4,7 +4,6 @@ Every intermediate result is rounded where transformers rounds it, so that in ha
 the order of a sum at most. `tests/decoding/graphed/test_kernels.py` holds them against transformers' own modules.
 """
 
-
 import torch
 import triton
 import triton.language as tl
@@ -204,7 +203,13 @@ def _rotate_and_store(
 
 @triton.jit
 def _silu_times(
-    gate: tl.tensor, up: tl.tensor, result: tl.tensor, gate_stride: tl.tensor, up_stride: tl.tensor, size: tl.tensor, BLOCK: tl.constexpr
+    gate: tl.tensor,
+    up: tl.tensor,
+    result: tl.tensor,
+    gate_stride: tl.tensor,
+    up_stride: tl.tensor,
+    size: tl.tensor,
+    BLOCK: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hdraft.decoding.models.walking import modules_of
+
 State = tuple[object, ...]
 """Equal for a model that has not changed."""
 
@@ -17,12 +19,12 @@ _SETTINGS = frozenset((bool, int, float, str))
 
 
 def model_state(model: PreTrainedModel) -> State:
-    """The state of a model; a millisecond or two for one of 32 layers.
+    """The state of a model; some milliseconds for one of 32 layers.
 
     What a module's forward reads from elsewhere, a global variable for one, is not in it.
     """
     parts: list[object] = [model.config.to_json_string(use_diff=False), model.config._attn_implementation]
-    for module in model.modules():
+    for module in modules_of(model):
         parts.append(type(module))
         for name, value in vars(module).items():
             kind = type(value)

@@ -305,7 +305,8 @@ class StaticStepper:
             for layer_type, earliest, among in zip(self.spans, inputs.earliest, inputs.among, strict=True)
         }
         model = cast(PreTrainedModel, self.model())
-        with decoding_kernels(model) if rows <= self.most_rows else nullcontext():
+        kernels = decoding_kernels(model) if rows <= self.most_rows else nullcontext()
+        with kernels, torch.cuda.device_of(inputs.tokens):  # type: ignore[no-untyped-call]  # Triton's is the current one
             logits = forward(model, self.cache, inputs.tokens[:rows], inputs.positions[:rows], views)
         if self.logits is None:
             self.logits = logits.new_empty((self.rows, logits.shape[-1]))

@@ -10,6 +10,7 @@ from typing import Any, cast
 from transformers import PreTrainedModel
 
 from hdraft.decoding.models.support import UnsupportedError
+from hdraft.decoding.models.walking import modules_of
 
 PER_REQUEST = ("adapter_names", "alora_offsets")
 """Arguments of a `PeftModel`'s `generate`, which holds them only while it runs."""
@@ -47,10 +48,11 @@ def only_weights(model: PreTrainedModel) -> bool:
     """Whether all adapters compute each token by itself, so that drafts are verified as without them."""
     return all(
         name[2] in _WEIGHTS
-        for module in model.modules()
+        for module in modules_of(model)
         if (name := type(module).__module__.split("."))[:2] == ["peft", "tuners"] and len(name) > 3
     )
 
 
 def _variants(model: PreTrainedModel) -> list[Any]:
-    return [variant for module in model.modules() for variant in (getattr(module, "lora_variant", None) or {}).values()]
+    variants = (getattr(module, "lora_variant", None) or {} for module in modules_of(model))
+    return [variant for own in variants for variant in own.values()]

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
 
+from hdraft.decoding.models.walking import modules_of
+
 _lock = threading.Lock()
 _setting = ExitStack()
 _running = 0
@@ -24,7 +26,7 @@ def is_compiled(model: nn.Module) -> bool:
         isinstance(module, OptimizedModule)
         or module._compiled_call_impl is not None
         or hasattr(module.forward, "_torchdynamo_orig_callable")
-        for module in model.modules()
+        for module in modules_of(model)
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from hdraft.decoding.models.walking import modules_of
 from hdraft.drafting.drafter import UNLIMITED
 
 _CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k")  # of a configuration
@@ -37,7 +38,7 @@ def most_rows(model: PreTrainedModel) -> int:
     config = model.config.get_text_config(decoder=True)
     chosen = next((value for name in _CHOSEN if (value := getattr(config, name, None))), UNLIMITED)
     most = UNLIMITED
-    for module in model.modules():
+    for module in modules_of(model):
         weights = [weight for weight in module.parameters(recurse=False) if weight.ndim == 3]
         if weights and hasattr(module, "num_experts"):
             experts = len(weights[0])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from hdraft.decoding.models.support import UnsupportedError
+from hdraft.decoding.models.walking import modules_of, parameters_of
 from hdraft.drafting.tree import DraftTree
 
 
@@ -68,7 +69,7 @@ def ranks_of(model: nn.Module) -> Ranks:
         return ALONE
     mesh = getattr(model, "_device_mesh", None)
     if mesh is None:
-        meshes = (getattr(parameter, "device_mesh", None) for parameter in model.parameters())
+        meshes = (getattr(parameter, "device_mesh", None) for parameter in parameters_of(model))
         mesh = next((mesh for mesh in meshes if mesh is not None), None)
     if mesh is None or mesh.size() == 1:
         return ALONE
@@ -98,7 +99,7 @@ def check_processes(model: nn.Module) -> None:
 
 def _sequences_apart(model: nn.Module) -> str | None:
     """The library that shards the model among ranks that have a sequence each; None if there is none."""
-    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+    if any(hasattr(parameter, "ds_id") for parameter in parameters_of(model)):
         return "DeepSpeed ZeRO-3"
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return None
@@ -106,5 +107,5 @@ def _sequences_apart(model: nn.Module) -> str | None:
         return "DeepSpeed ZeRO-3"
     from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel  # takes a while to import
 
-    sharded = any(isinstance(module, FSDPModule | FullyShardedDataParallel) for module in model.modules())
+    sharded = any(isinstance(module, FSDPModule | FullyShardedDataParallel) for module in modules_of(model))
     return "FSDP" if sharded or getattr(model, "_is_fsdp_managed_module", False) else None

@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hdraft.decoding.cache import UnknownLayerError, check_layers
 from hdraft.decoding.models.names import takes
+from hdraft.decoding.models.walking import modules_of
 
 Shape = Literal["tree", "chain"]
 
@@ -133,7 +134,7 @@ def table_limits(model: PreTrainedModel) -> list[PositionLimit]:
     """The end of a table of positions: learned, sinusoidal or ALiBi. Rotary frequencies have none."""
     config = model.config.get_text_config(decoder=True)
     end = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
-    rotary = any(name.endswith("inv_freq") for name, _ in model.named_buffers())
+    rotary = any(name.endswith("inv_freq") for module in modules_of(model) for name in module._buffers)
     return [PositionLimit(end, switch=False)] if end and not rotary else []
 
 
@@ -147,7 +148,7 @@ def places_left(model: PreTrainedModel, prompt_tokens: int) -> int | None:
 
 def scaled_modules(model: PreTrainedModel) -> list[nn.Module]:
     """The modules that hold the frequencies of dynamic NTK scaling."""
-    return [module for module in model.modules() if "dynamic" in str(getattr(module, "rope_type", ""))]
+    return [module for module in modules_of(model) if "dynamic" in str(getattr(module, "rope_type", ""))]
 
 
 def restore_frequencies(modules: Iterable[nn.Module]) -> None:
