@@ -4,6 +4,7 @@ hdraft demo --json benchmarks/results/demo.json > benchmarks/results/demo.txt
 python benchmarks/drafting.py … --json benchmarks/results/drafting.json
 python benchmarks/bench.py --spec-bench question.jsonl
 DATA=… benchmarks/recorded.sh
+benchmarks/gpu/run.sh --traces … --output benchmarks/results/gpu-h100
 python tools/readme_results.py
 """
 
@@ -88,6 +89,36 @@ def recorded_results() -> str:
             "",
             "Exact, by replaying recorded output with at most 64 draft tokens a step, on any machine"
             " ([benchmarks/recorded.sh](benchmarks/recorded.sh); EAGLE's from its published answers).",
+        ]
+    )
+
+
+GPU_METHODS = {
+    "transformers": "`model.generate`",
+    "vanilla": "hdraft without drafts",
+    "pld": "prompt lookup",
+    "published": "the published method",
+    "hd-63": "**hdraft**",
+}
+
+
+def gpu_results() -> str:
+    """Tokens a second on a GPU, over whole requests."""
+    figures = read_json("gpu-h100/replays.json")["llama-2-7b-float16-captured"]
+    machine, rows = figures["machine"], []
+    for method, name in GPU_METHODS.items():
+        whole = figures["methods"][method]["categories"]["all"]
+        speed, over = f"{whole['tokens_per_second']:.0f}", f"{whole['speedup_over_transformers']:.1f}"
+        rows.append([name, f"**{speed}**" if method == "hd-63" else speed, over, f"{whole['mat']:.2f}"])
+    return "\n".join(
+        [
+            f"Tokens a second at Llama-2-7B's size, float16, one request at a time, on one {machine['accelerator']}:",
+            "",
+            *table(["", "tokens a second", "times `generate`", "tokens a pass"], rows),
+            "",
+            f"Random weights of that shape, {figures['methods']['hd-63']['categories']['all']['requests']} recorded"
+            " Spec-Bench turns of at most 128 tokens, their prompts' time included; `model.generate` on the first 4. All"
+            " but that one take the same captured steps. [docs/gpu.md](docs/gpu.md) has the rest.",
         ]
     )
 
@@ -276,6 +307,7 @@ def read_json(name: str) -> Any:
 def main() -> None:
     """Rewrite the documents."""
     fill("README.md", "recorded", recorded_results())
+    fill("README.md", "gpu", gpu_results())
     fill("README.md", "run", run_excerpt((RESULTS / "demo.txt").read_text(encoding="utf-8")))
     fill("README.md", "results", results(read_json("demo.json")))
     fill("docs/drafting.md", "results", drafting_results(read_json("drafting.json")))
