@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from hdraft.decoding.graphed.tree_attention import default_settings, tree_attention
+from hdraft.decoding.graphed.tree_attention import as_bits, default_settings, tree_attention
 from hdraft.evaluation.machine import accelerator, machine
 from hdraft.files import replace
 
@@ -36,15 +36,12 @@ LAYERS, REPLAYS = 20, 15
 """On a CPU, where only the script itself is tried, one call is timed once."""
 
 SETTINGS: dict[int, tuple[dict[str, int], ...]] = {
-    16: (
-        {"stages": 3},
-        {"block_n": 32, "stages": 3},
-        {"block_n": 128, "warps": 8},
-    ),
-    32: ({"block_n": 32, "stages": 3}, {"warps": 8}),
+    16: ({"stages": 2}, {"block_n": 32}, {"warps": 8}),
+    32: ({"stages": 2}, {"block_n": 32}),
     64: (
-        {"warps": 8},
-        {"block_n": 32, "stages": 3},
+        {"stages": 2},
+        {"block_n": 64, "stages": 2},
+        {"block_n": 64, "stages": 2, "warps": 8},
         {"block_m": 32},
         {"block_m": 128, "warps": 8},
     ),
@@ -76,17 +73,18 @@ class Case:
         among = torch.eye(rows, dtype=torch.bool)
         for row, parent in enumerate(parents):
             among[row] |= among[parent]
-        self.among = among.to(device)
+        among = among.to(device)
+        self.bits = as_bits(among)
         visible = torch.zeros(rows, self.width, dtype=torch.bool, device=device)
         visible[:, :length] = True
-        visible[:, length : length + rows] = self.among
+        visible[:, length : length + rows] = among
         self.mask = torch.zeros(1, 1, rows, self.width, **kind).masked_fill_(~visible, torch.finfo(dtype).min)
         self.heads, self.kv_heads, self.size = heads, kv_heads, size
 
     def ours(self, layer: Tensor, **settings: int) -> Tensor:
         """float[rows, heads * size]."""
         return tree_attention(
-            self.queries, layer[0], layer[1], self.start, self.earliest, self.among, self.scaling, **settings
+            self.queries, layer[0], layer[1], self.start, self.earliest, self.bits, self.scaling, **settings
         )
 
     def torchs(self, layer: Tensor, repeat: bool, wide: bool = False) -> Tensor:

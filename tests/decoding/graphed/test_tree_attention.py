@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from hdraft.decoding.graphed import tree_attention as module
-from hdraft.decoding.graphed.tree_attention import default_settings, tree_attention, tree_attention_reference
+from hdraft.decoding.graphed.tree_attention import (
+    as_bits,
+    default_settings,
+    tree_attention,
+    tree_attention_reference,
+)
 
 triton = pytest.importorskip("triton", reason="it comes with torch for GPUs")
 from interpreter import interpret  # noqa: E402
@@ -111,7 +116,7 @@ def test_splits_with_and_without_columns(interpreted, start, splits):
     check(step(heads=2, kv_heads=1, start=start, capacity=1024, window=990, dtype=torch.float16), splits=splits)
 
 
-@pytest.mark.parametrize(("block_m", "block_n"), [(16, 16), (16, 128), (32, 32), (64, 64), (128, 64)])
+@pytest.mark.parametrize(("block_m", "block_n"), [(16, 16), (32, 32), (64, 64), (128, 64)])
 def test_blocks_of_every_size(interpreted, block_m, block_n):
     check(step(heads=4, kv_heads=1, rows=33, start=200), block_m=block_m, block_n=block_n)
 
@@ -131,6 +136,18 @@ def test_no_column_that_a_row_may_not_look_at_counts(interpreted):
         for states in changed.values():
             states[:, :108][:, ~visible[row]] = 1e4
         assert torch.equal(tree_attention(**arguments | changed)[row], expected[row])
+
+
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 130])
+def test_rows_may_be_told_in_bits(interpreted, rows, monkeypatch):
+    arguments = step(heads=1, kv_heads=1, rows=rows, start=9, size=8, dtype=torch.float16)
+    bits = as_bits(arguments["among"])
+    expected = tree_attention(**arguments)
+    assert torch.equal(tree_attention(**arguments | {"among": bits}), expected)
+    plain = tree_attention_reference(**arguments)
+    assert torch.equal(tree_attention_reference(**arguments | {"among": bits}), plain)
+    monkeypatch.setattr(module, "triton", None)
+    assert torch.equal(as_bits(arguments["among"]), bits)
 
 
 def test_strides_are_followed(interpreted):
@@ -157,14 +174,14 @@ def test_the_capacity_does_not_matter(interpreted):
 def test_one_launch_serves_texts_of_every_length(interpreted, monkeypatch):
     """What is read from buffers changes; no argument of a launch does."""
     launched = []
-    for name in ("_attend", "_combine"):
+    for name in ("_pack", "_attend", "_combine"):
         kernel = getattr(module, name)
         run = kernel.run
         monkeypatch.setattr(kernel, "run", lambda *a, run=run, **k: (launched.append(_fixed(a, k)), run(*a, **k)))
     steps = [step(start=start, capacity=512) for start in (0, 77, 400)]
     for each in steps:
         tree_attention(**each)
-    assert len(launched) == 6 and launched[:2] == launched[2:4] == launched[4:]
+    assert len(launched) == 9 and launched[:3] == launched[3:6] == launched[6:]
 
 
 def _fixed(positional, named):
@@ -210,9 +227,17 @@ def test_the_kernels_compile_for_an_h100(monkeypatch, tmp_path, dtype, size, row
     chosen = default_settings(torch.device("cpu"), number_format, rows, 1, 32, size)
     padded = module._padded(size)
     types = dict.fromkeys(("queries", "keys", "values", "result"), f"*{dtype}")
-    types |= {"parts": "*fp32", "sums": "*fp32", "start": "*i64", "earliest": "*i64", "among": "*i1", "scaling": "fp32"}
+    types |= {
+        "scaling": "fp32",
+        "parts": "*fp32",
+        "sums": "*fp32",
+        "start": "*i64",
+        "earliest": "*i64",
+        "among": "*i1",
+        "bits": "*i64",
+    }
     constants = {"GROUP": 1, "SIZE": size, "SIZE_V": size, "PADDED": padded, "PADDED_V": padded}
-    constants |= {"BLOCK_M": chosen.block_m, "BLOCK_N": chosen.block_n, "SPLITS": 8}
+    constants |= {"BLOCK_M": chosen.block_m, "BLOCK_N": chosen.block_n, "SPLITS": 8, "WORD": 64}
     options = {"num_warps": chosen.warps, "num_stages": chosen.stages}
     aligned = {
         "queries",
@@ -225,7 +250,7 @@ def test_the_kernels_compile_for_an_h100(monkeypatch, tmp_path, dtype, size, row
         "value_head",
         "value_slot",
     }
-    for kernel in (module._attend, module._combine):
+    for kernel in (module._attend, module._combine, module._pack):
         names = kernel.arg_names
         source = ASTSource(
             kernel,

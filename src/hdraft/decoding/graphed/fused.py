@@ -57,9 +57,10 @@ def fused_forward(model: PreTrainedModel, cache: StaticCache, ids: Tensor, posit
         float[rows, vocabulary].
     """
     from hdraft.decoding.graphed.kernels import rms_norm, rotate_and_store, silu_times
-    from hdraft.decoding.graphed.tree_attention import tree_attention
+    from hdraft.decoding.graphed.tree_attention import as_bits, tree_attention
 
     decoder: Any = model.model
+    views = {name: (earliest, as_bits(among)) for name, (earliest, among) in views.items()}
     states: Tensor = decoder.embed_tokens(ids)
     cosines, sines = decoder.rotary_emb(states[None], positions[None])
     rotation = cosines[0].contiguous(), sines[0].contiguous()

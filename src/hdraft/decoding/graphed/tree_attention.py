@@ -43,7 +43,8 @@ def tree_attention(
             step's own keys and values were already written to, at slots start … start + r - 1.
         start: int64[], on the device: slots before the step's own.
         earliest: int64[r], the first of them that each row may look at; any number, see `padded_rows`.
-        among: bool[r, r], contiguous: whether row i may look at the step's row j.
+        among: bool[r, r], contiguous: whether row i may look at the step's row j; or `as_bits` of it, which saves a
+            launch.
         scaling: what scores are multiplied by.
         splits: how many parts columns are divided into, a power of two; None for what fills the device.
         settings: other fields of `Settings`.
@@ -62,6 +63,7 @@ def tree_attention(
         raise ValueError(f"queries, keys and values must be alike float16, bfloat16 or float32, not {queries.dtype}")
     if not queries.stride(-1) == keys.stride(-1) == values.stride(-1) == 1 or not among.is_contiguous():
         raise ValueError("queries, keys and values must be contiguous in their last dimension, and `among` in both")
+    bits = as_bits(among) if among.dtype == torch.bool else among
     group = heads // kv_heads
     chosen = default_settings(queries.device, queries.dtype, rows, group, kv_heads, max(size, size_v))
     chosen = chosen._replace(splits=splits or chosen.splits, **settings)
@@ -75,7 +77,7 @@ def tree_attention(
             values,
             start,
             earliest,
-            among,
+            bits,
             parts,
             sums,
             scaling * _LOG2_E,
@@ -90,6 +92,7 @@ def tree_attention(
             PADDED_V=_padded(size_v),
             BLOCK_M=chosen.block_m,
             BLOCK_N=chosen.block_n,
+            WORD=_WORD,
             num_warps=chosen.warps,
             num_stages=chosen.stages,
         )
@@ -105,11 +108,28 @@ def tree_attention(
     return result
 
 
+def as_bits(among: Tensor) -> Tensor:
+    """int64[r, ceil(r / 64)] for bool[r, r], contiguous: bit j % 64 of word j // 64 is column j.
+
+    Flags would be loaded by other threads than those that hold the scores, and Triton would rather compute every weight
+    twice than hand them over. A row's bits are one number, which every thread can have.
+    """
+    rows = among.shape[0]
+    words = -(-rows // _WORD)
+    if available(among.device):
+        bits = among.new_empty((rows, words), dtype=torch.int64)
+        with torch.cuda.device_of(among):  # type: ignore[no-untyped-call]
+            _pack[(rows, words)](among, bits, rows, WORD=_WORD, num_warps=1)
+        return bits
+    padded = torch.nn.functional.pad(among, (0, words * _WORD - rows)).view(rows, words, _WORD)
+    return (padded.to(torch.int64) << torch.arange(_WORD, device=among.device)).sum(-1)
+
+
 class Settings(NamedTuple):
     """How the work is cut.
 
     Attributes:
-        block_m, block_n: rows and columns of a block.
+        block_m, block_n: rows and columns of a block; powers of two from 16 on, of columns at most 64.
         warps, stages: warps of a program, and blocks that are loaded ahead.
         splits: programs that share the columns.
     """
@@ -153,6 +173,8 @@ def tree_attention_reference(
     kv_heads, capacity, size_v = values.shape
     slots = torch.arange(capacity, device=queries.device)
     visible = (slots < start) & (slots >= earliest[:, None])
+    if among.dtype != torch.bool:
+        among = (among[:, slots[:rows] // _WORD] >> slots[:rows] % _WORD) & 1 != 0
     visible = visible.index_copy(1, slots[:rows] + start, among)
     hidden = ~visible.any(0)[:, None]  # what is there is multiplied by zero, which no stray NaN must survive
     wide = torch.promote_types(queries.dtype, torch.float32)
@@ -165,6 +187,8 @@ def tree_attention_reference(
 
 
 _FORMATS = (torch.float16, torch.bfloat16, torch.float32)
+
+_WORD = 64  # bits
 
 _LOG2_E = 1.4426950408889634  # the device's own exponential is that of two
 
@@ -180,14 +204,14 @@ def _padded(size: int) -> int:
 
 if triton is not None:
     # Row counts and addresses differ from step to step: code for each kind of them would have to be compiled.
-    @triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["start", "earliest", "among"])
+    @triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["start", "earliest", "bits"])
     def _attend(
         queries: tl.tensor,
         keys: tl.tensor,
         values: tl.tensor,
         start: tl.tensor,
         earliest: tl.tensor,
-        among: tl.tensor,
+        bits: tl.tensor,
         parts: tl.tensor,
         sums: tl.tensor,
         scaling: tl.tensor,
@@ -205,6 +229,7 @@ if triton is not None:
         PADDED_V: tl.constexpr,
         BLOCK_M: tl.constexpr,
         BLOCK_N: tl.constexpr,
+        WORD: tl.constexpr,
     ) -> None:
         """A block of rows over a share of the columns: `parts`, weighted sums of values, and `sums`, of exponentials.
 
@@ -238,13 +263,17 @@ if triton is not None:
         total = tl.zeros((BLOCK_M,), tl.float32)
         result = tl.zeros((BLOCK_M, PADDED_V), tl.float32)
         offsets = tl.arange(0, BLOCK_N)
+        words = tl.cdiv(rows, WORD)
         key_base = keys + kv_head.to(tl.int64) * key_head
         value_base = values + kv_head.to(tl.int64) * value_head
         for block in range(begin, end):
             if block < text:
                 base, limit = (skipped + block) * BLOCK_N, before
+                seen = tl.full((BLOCK_M,), -1, tl.int64)
             else:
-                base, limit = before + (block - text) * BLOCK_N, before + rows
+                other = (block - text) * BLOCK_N
+                base, limit = before + other, before + rows
+                seen = tl.load(bits + row * words + other // WORD, mask=known, other=0) >> other % WORD
             column = base + offsets
             there = (column >= least) & (column < limit)
             key = tl.load(
@@ -253,11 +282,9 @@ if triton is not None:
                 other=0.0,
             )
             scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scaling
-            if block < text:
-                visible = there & (column >= first[:, None])
-            else:
-                among_row = row[:, None] * rows + (column - before)
-                visible = tl.load(among + among_row, mask=known[:, None] & there, other=0) != 0
+            # bits of 32 are cheaper to shift, and which half a column is in is known when this is compiled
+            half = tl.where(offsets < 32, seen.to(tl.int32)[:, None], (seen >> 32).to(tl.int32)[:, None])
+            visible = there & (column >= first[:, None]) & ((half >> offsets % 32) & 1 != 0)
             scores = tl.where(visible, scores, float("-inf"))
             new = tl.maximum(greatest, tl.max(scores, 1))
             finite = tl.where(new == float("-inf"), 0.0, new)
@@ -276,10 +303,10 @@ if triton is not None:
         output = row * tl.num_programs(0) * GROUP + head
         at = output * splits + split
         tl.store(sums + at, greatest, mask=known)
-        seen = known & (greatest > float("-inf"))
-        all_outputs = rows * tl.num_programs(0) * GROUP
-        tl.store(sums + all_outputs * splits + at, total, mask=seen)
-        tl.store(parts + (at * SIZE_V)[:, None] + numbers_v, result, mask=seen[:, None] & (numbers_v < SIZE_V))
+        any_seen = known & (greatest > float("-inf"))
+        outputs = rows * tl.num_programs(0) * GROUP
+        tl.store(sums + outputs * splits + at, total, mask=any_seen)
+        tl.store(parts + (at * SIZE_V)[:, None] + numbers_v, result, mask=any_seen[:, None] & (numbers_v < SIZE_V))
 
     @triton.jit
     def _combine(
@@ -301,3 +328,11 @@ if triton is not None:
         part = tl.load(parts + (at * SIZE_V)[:, None] + numbers, mask=seen[:, None] & (numbers < SIZE_V), other=0.0)
         mean = tl.sum(part * weights[:, None], 0) / tl.sum(total * weights, 0)
         tl.store(result + output * SIZE_V + numbers, mean.to(result.dtype.element_ty), mask=numbers < SIZE_V)
+
+    @triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["among", "bits"])
+    def _pack(among: tl.tensor, bits: tl.tensor, rows: tl.tensor, WORD: tl.constexpr) -> None:
+        row, word = tl.program_id(0), tl.program_id(1)
+        places = tl.arange(0, WORD)
+        column = word * WORD + places
+        flags = tl.load(among + row * rows + column, mask=column < rows, other=0)
+        tl.store(bits + row * tl.num_programs(1) + word, tl.sum(flags.to(tl.int64) << places.to(tl.int64), 0))
