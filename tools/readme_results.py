@@ -116,9 +116,9 @@ def gpu_results() -> str:
             "",
             *table(["", "tokens a second", "times `generate`", "tokens a pass"], rows),
             "",
-            f"Random weights of that shape, {figures['methods']['hd-63']['categories']['all']['requests']} recorded"
-            " Spec-Bench turns of at most 128 tokens, their prompts' time included; `model.generate` on the first 4. All"
-            " but that one take the same captured steps. [docs/gpu.md](docs/gpu.md) has the rest.",
+            f"Random weights of that shape, {whole['requests']} recorded Spec-Bench turns of at most 128 tokens, their"
+            " prompts' time included; `model.generate` on the first 4. All but that one take the same captured steps."
+            " [docs/gpu.md](docs/gpu.md) has the rest.",
         ]
     )
 

@@ -9,6 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+_ROUNDED = {"enable_fp_fusion": False}
+"""Or the compiler makes one instruction of a product and a sum, which leaves out the rounding between them."""
+
 
 def rms_norm(states: Tensor, weight: Tensor, epsilon: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Add the residual, and normalize by the root of the mean square.
@@ -37,6 +40,7 @@ def rms_norm(states: Tensor, weight: Tensor, epsilon: float, residual: Tensor | 
         adds=residual is not None,
         BLOCK=block,
         num_warps=min(16, max(1, block // 512)),
+        **_ROUNDED,
     )
     return normed, total
 
@@ -92,6 +96,7 @@ def rotate_and_store(
         BLOCK=triton.next_power_of_2(size // 2),
         norms=norms is not None,
         num_warps=1,
+        **_ROUNDED,
     )
     return rotated
 
@@ -102,7 +107,7 @@ def silu_times(gate: Tensor, up: Tensor) -> Tensor:
     result = gate.new_empty((rows, size))
     block = 1024
     _silu_times[(rows, triton.cdiv(size, block))](
-        gate, up, result, gate.stride(0), up.stride(0), size, BLOCK=block, num_warps=4
+        gate, up, result, gate.stride(0), up.stride(0), size, BLOCK=block, num_warps=4, **_ROUNDED
     )
     return result
 
