@@ -11,6 +11,8 @@ from test_lossless import compare, prompt
 
 pytest.importorskip("triton")
 
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
 from hdraft.decoding.graphed import fused, kernels, tree_attention
 from hdraft.decoding.graphed import static_step as static
 from hdraft.decoding.target import Target
@@ -67,16 +69,21 @@ def test_a_fused_step_is_one_program_for_its_size_whatever_the_length(monkeypatc
     assert {len(key) for key in static._idle[model].programs} == {1}
 
 
+class OwnNorm(LlamaRMSNorm):
+    """What a model from elsewhere may have."""
+
+
 @pytest.mark.parametrize(
     "change",
     [
         lambda model: model.model.layers[1].mlp.register_forward_hook(lambda *_: None),
         lambda model: setattr(model.model.layers[0].self_attn, "q_proj", torch.nn.Sequential(torch.nn.Identity())),
         lambda model: setattr(model.model.norm, "forward", lambda states: states),
+        lambda model: setattr(model.model, "norm", OwnNorm(64)),
         lambda model: model.train(),
         lambda model: model.lm_head.to(torch.float64),
     ],
-    ids=["a hook", "an adapter", "a patched forward", "dropout", "mixed formats"],
+    ids=["a hook", "an adapter", "a patched forward", "own code", "dropout", "mixed formats"],
 )
 def test_what_is_changed_is_left_to_transformers(change):
     model = copy.deepcopy(build("llama"))

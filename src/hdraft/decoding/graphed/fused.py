@@ -32,16 +32,16 @@ def can_fuse(model: PreTrainedModel) -> bool:
     """Whether the pass can be run here: a family, weights and a device that it is written for, and nobody's hooks."""
     if type(model).__name__ not in FAMILIES or model.device.type not in DEVICES or find_spec("triton") is None:
         return False
-    if model.training or model.config.hidden_act not in ("silu", "swish"):
+    modules = modules_of(model)
+    if not all(type(module).__module__.startswith(("transformers.", "torch.")) for module in modules):
+        return False  # a part of its own, under a name that is known
+    if any(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in modules):
         return False
-    if any(
-        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in modules_of(model)
-    ):
-        return False
-    layers = [module for name, module in model.named_modules() if name.endswith("_proj")]
+    products = [module for name, module in model.named_modules() if name.endswith("_proj") or name == "lm_head"]
+    plain = all(type(product) is nn.Linear for product in products)  # neither quantized nor adapted
     dtypes = {parameter.dtype for parameter in parameters_of(model)}
-    plain = all(type(each) is nn.Linear for each in (*layers, model.lm_head))  # neither quantized nor adapted
-    return plain and len(dtypes) == 1 and dtypes <= {torch.float16, torch.bfloat16, torch.float32}
+    one_format = len(dtypes) == 1 and dtypes <= {torch.float16, torch.bfloat16, torch.float32}
+    return plain and one_format and not model.training and model.config.hidden_act in ("silu", "swish")
 
 
 def fused_forward(model: PreTrainedModel, cache: StaticCache, ids: Tensor, positions: Tensor, views: Views) -> Tensor:
