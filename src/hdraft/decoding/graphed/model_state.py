@@ -3,7 +3,6 @@
 A graph replays kernels with the addresses and numbers of its capture: are they still what the model would run with?
 """
 
-from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -17,6 +16,11 @@ State = tuple[object, ...]
 
 _SETTINGS = frozenset((bool, int, float, str))
 
+_HOOKS = tuple(name for name in vars(torch.nn.Module()) if name.endswith("_hooks"))
+
+_SKIPPED = frozenset(vars(torch.nn.Module())) - {"training", "_parameters", "_buffers"}
+"""What every module has and no pass reads, or is looked at by itself: most of what there is."""
+
 
 def model_state(model: PreTrainedModel) -> State:
     """The state of a model; some milliseconds for one of 32 layers.
@@ -25,17 +29,14 @@ def model_state(model: PreTrainedModel) -> State:
     """
     parts: list[object] = [model.config.to_json_string(use_diff=False), model.config._attn_implementation]
     for module in modules_of(model):
+        own = vars(module)
         parts.append(type(module))
-        for name, value in vars(module).items():
-            kind = type(value)
-            if kind in _SETTINGS:
-                parts.append(value)
-            elif (kind is dict or kind is OrderedDict) and not value:
-                pass
-            elif name.endswith("_hooks"):
-                parts += value  # a hook's number is never used again; an address may be
-            elif name not in ("_modules", "_non_persistent_buffers_set"):
-                parts.append(_plain(value))
+        for name in _HOOKS:
+            if hooks := own.get(name):
+                parts += hooks  # a hook's number is never used again; an address may be
+        for name, value in own.items():
+            if name not in _SKIPPED:
+                parts.append(value if type(value) in _SETTINGS else _plain(value))
     return tuple(parts)
 
 
