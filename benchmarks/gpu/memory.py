@@ -6,6 +6,7 @@ The versions are written before anything is tried that could fail.
 """
 
 import argparse
+from importlib import import_module
 from importlib.metadata import distributions
 from pathlib import Path
 from time import perf_counter
@@ -45,10 +46,10 @@ def main() -> None:
     installed = {each.name: each.version for each in distributions()}
     put(arguments.json, "packages", {name: installed.get(name) for name in PACKAGES})
 
+    for name in ("transformers", "hdraft"):  # whether they can be
+        import_module(name)
     import torch
-    import transformers  # noqa: F401  whether it can be
 
-    import hdraft  # noqa: F401
     from hdraft.evaluation.machine import machine_with
 
     where = machine_with(arguments.device)

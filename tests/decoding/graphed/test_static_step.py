@@ -23,7 +23,7 @@ from hdraft.decoding import Statistics, generate, logs, measure_costs, stream
 from hdraft.decoding.cache import GrowingCache
 from hdraft.decoding.graphed import static_step as static
 from hdraft.decoding.graphed.static_cache import SPARE, StaticCache, bucket
-from hdraft.decoding.graphed.static_step import PROGRAMS, ROWS, padded
+from hdraft.decoding.graphed.static_step import PROGRAMS, ROWS, padded, whole_tiles
 from hdraft.decoding.masks import Span, padded_rows, tree_mask
 from hdraft.decoding.target import Target
 from hdraft.drafting.methods import PublishedDrafter
@@ -55,6 +55,13 @@ def test_there_are_four_buckets_to_a_doubling():
 def test_rows_are_padded_to_the_next_size(rows):
     assert rows <= padded(rows) and (padded(rows) in ROWS or padded(rows) % 16 == 0)
     assert padded(padded(rows)) == padded(rows)
+
+
+@given(st.integers(0, 300))
+def test_a_budget_is_cut_by_one_where_the_last_draft_would_take_a_tile_for_itself(budget):
+    cut = whole_tiles(budget)
+    assert cut == budget - 1 if budget and padded(1 + budget) - budget == 16 else cut == budget
+    assert whole_tiles(1) == 1 and whole_tiles(64) == 63
 
 
 @given(

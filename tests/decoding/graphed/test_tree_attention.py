@@ -13,10 +13,12 @@ from hdraft.decoding.graphed.tree_attention import (
     tree_attention_reference,
 )
 
-triton = pytest.importorskip("triton", reason="it comes with torch for GPUs")
-from interpreter import interpret  # noqa: E402
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
+pytest.importorskip("triton", reason="it comes with torch for GPUs")
+
+import triton
+from interpreter import interpret
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

@@ -79,8 +79,8 @@ def padded(rows: int) -> int:
 
 
 def whole_tiles(budget: int) -> int:
-    """A budget that leaves no tile of a step's rows to its last draft token alone: 64 are 65 rows, and padded to 80."""
-    return budget - 1 if budget and padded(1 + budget) > padded(budget) else budget
+    """A budget that leaves no tile of sixteen rows to its last draft token alone: 64 are 65 rows, and padded to 80."""
+    return budget - 1 if budget and budget % 16 == 0 else budget
 
 
 class Inputs(NamedTuple):

@@ -34,8 +34,8 @@ def tree_attention(
 ) -> Tensor:
     """Attention of a step's rows to the text and to each other; `tree_attention_reference` where Triton cannot run.
 
-    Every row must see a column. Slots before the first that a row may look at, and behind the step's own, may hold
-    anything, not a number included.
+    The tensors' device must be the current one, where Triton launches. Every row must see a column. Slots before the
+    first that a row may look at, and behind the step's own, may hold anything, not a number included.
 
     Args:
         queries: float[heads, r, size], of unit stride.
@@ -70,41 +70,40 @@ def tree_attention(
     parts = queries.new_empty((rows * heads, chosen.splits, size_v), dtype=torch.float32)
     sums = queries.new_empty((2, rows * heads, chosen.splits), dtype=torch.float32)
     result = queries.new_empty((rows, heads * size_v))
-    with torch.cuda.device_of(queries):  # type: ignore[no-untyped-call]  # Triton launches on the current one
-        _attend[(kv_heads, -(-rows * group // chosen.block_m), chosen.splits)](
-            queries,
-            keys,
-            values,
-            start,
-            earliest,
-            bits,
-            parts,
-            sums,
-            scaling * _LOG2_E,
-            rows,
-            *queries.stride()[:2],
-            *keys.stride()[:2],
-            *values.stride()[:2],
-            GROUP=group,
-            SIZE=size,
-            SIZE_V=size_v,
-            PADDED=_padded(size),
-            PADDED_V=_padded(size_v),
-            BLOCK_M=chosen.block_m,
-            BLOCK_N=chosen.block_n,
-            WORD=_WORD,
-            num_warps=chosen.warps,
-            num_stages=chosen.stages,
-        )
-        _combine[(rows * heads,)](
-            parts,
-            sums,
-            result,
-            SPLITS=chosen.splits,
-            SIZE_V=size_v,
-            PADDED_V=_padded(size_v),
-            num_warps=min(4, max(1, chosen.splits * _padded(size_v) // 1024)),
-        )
+    _attend[(kv_heads, -(-rows * group // chosen.block_m), chosen.splits)](
+        queries,
+        keys,
+        values,
+        start,
+        earliest,
+        bits,
+        parts,
+        sums,
+        scaling * _LOG2_E,
+        rows,
+        *queries.stride()[:2],
+        *keys.stride()[:2],
+        *values.stride()[:2],
+        GROUP=group,
+        SIZE=size,
+        SIZE_V=size_v,
+        PADDED=_padded(size),
+        PADDED_V=_padded(size_v),
+        BLOCK_M=chosen.block_m,
+        BLOCK_N=chosen.block_n,
+        WORD=_WORD,
+        num_warps=chosen.warps,
+        num_stages=chosen.stages,
+    )
+    _combine[(rows * heads,)](
+        parts,
+        sums,
+        result,
+        SPLITS=chosen.splits,
+        SIZE_V=size_v,
+        PADDED_V=_padded(size_v),
+        num_warps=min(4, max(1, chosen.splits * _padded(size_v) // 1024)),
+    )
     return result
 
 
@@ -118,8 +117,7 @@ def as_bits(among: Tensor) -> Tensor:
     words = -(-rows // _WORD)
     if available(among.device):
         bits = among.new_empty((rows, words), dtype=torch.int64)
-        with torch.cuda.device_of(among):  # type: ignore[no-untyped-call]
-            _pack[(rows, words)](among, bits, rows, WORD=_WORD, num_warps=1)
+        _pack[(rows, words)](among, bits, rows, WORD=_WORD, num_warps=1)
         return bits
     padded = torch.nn.functional.pad(among, (0, words * _WORD - rows)).view(rows, words, _WORD)
     return (padded.to(torch.int64) << torch.arange(_WORD, device=among.device)).sum(-1)
