@@ -75,7 +75,7 @@ def test_the_recipe_of_the_benchmark_runs(tmp_path: Path) -> None:
     for temperature in (0, 1):
         report = json.loads((tmp_path / "embedded" / f"temperature-{temperature}" / "report.json").read_text())
         assert report["settings"]["temperature"] == temperature
-        assert len(report["methods"]) == 8
+        assert len(report["methods"]) == 9
         for method, rows in report["methods"].items():
             if (method, temperature) != ("transformers-pld", 1):
                 assert rows["all"]["same_text"] == rows["all"]["turns"] == 2, method

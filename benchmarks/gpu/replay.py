@@ -32,6 +32,7 @@ from timing import Seconds, Timing
 from hdraft import measure_costs
 from hdraft.decoding.graphed.static_step import StepKind, whole_tiles
 from hdraft.drafting import Drafter
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.evaluation.machine import machine_with
 from hdraft.evaluation.methods import method_options, open_drafter
 from hdraft.evaluation.records import check_records, put
@@ -83,7 +84,10 @@ class Method:
         kind = self.name.partition("-")[0]
         folders: dict[str, Any] = {"model_database": databases / "D_m", "statistics_database": databases / "D_s"}
         options = method_options(kind, window=0, **(folders if kind != "pld" else {}))
-        return open_drafter(kind, options, vocab_size=LLAMA_2.vocab_size)
+        drafter = open_drafter(kind, options, vocab_size=LLAMA_2.vocab_size)
+        if isinstance(drafter, HierarchyDrafter):
+            drafter.recycles = False  # a random model's candidates say nothing of what is replayed
+        return drafter
 
 
 class Run:

@@ -651,7 +651,7 @@ def bench(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="vanilla, transformers, transformers-pld, pld, lookahead, rest, published, hd; repeatable.",
+            help="vanilla, transformers, transformers-pld, pld, lookahead, rest, published, retrieval, hd; repeatable.",
             show_default="all, rest where there is a D_s",
         ),
     ] = None,

@@ -18,6 +18,7 @@ NAMES: dict[Source | None, str] = {
     Source.CONTEXT: "D_c",
     Source.MODEL: "D_m",
     Source.STATISTICS: "D_s",
+    Source.RECYCLED: "recycled",
     None: "model",
 }
 """The short name of each source of a token; None is the target model itself."""
@@ -26,9 +27,16 @@ _MEANINGS = {
     Source.CONTEXT: "this text so far",
     Source.MODEL: "what the model wrote before",
     Source.STATISTICS: "general text",
+    Source.RECYCLED: "what the model found likely before",
     None: "the model itself",
 }
-_STYLES = {Source.CONTEXT: "cyan", Source.MODEL: "magenta", Source.STATISTICS: "yellow", None: "bold"}
+_STYLES = {
+    Source.CONTEXT: "cyan",
+    Source.MODEL: "magenta",
+    Source.STATISTICS: "yellow",
+    Source.RECYCLED: "green",
+    None: "bold",
+}
 
 
 def open_console(*, stderr: bool = False, plain: bool = False) -> Console:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hdraft.drafting.drafter import UNLIMITED
-from hdraft.drafting.tree import DraftTree
+from hdraft.drafting.tree import DraftTree, Source
 
 
 class OracleDrafter:
@@ -58,7 +58,7 @@ class OracleDrafter:
                 depths.append(depth + 1)
             if depth + 1 < len(draft):
                 frontier.append((draft, node, depth + 1))
-        sources = self.random.integers(3, size=len(tokens))
+        sources = self.random.integers(len(Source), size=len(tokens))
         tree = DraftTree(tokens, parents, sources, self.random.random(len(tokens)), depths)
         self.trees.append(tree)
         self.lengths.append(self.length)

@@ -16,7 +16,7 @@ import hdraft
 from hdraft.drafting import UNLIMITED, Drafter, DraftSession, DraftTree, Source
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.statistics import StatisticsDatabase
-from hdraft.drafting.drafter import lookahead_branch, lookahead_nodes, weighs_costs
+from hdraft.drafting.drafter import Candidates, lookahead_branch, lookahead_nodes, weighs_costs
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.drafting.methods import PromptLookupDrafter, PublishedDrafter, RestDrafter
 
@@ -160,9 +160,10 @@ def test_closing_twice_is_closing_once(drafter: Drafter) -> None:
 
 def test_ngrams_and_candidates_are_taken(drafter: Drafter) -> None:
     session = drafter.session(text(3, 30))
-    size = len(session.propose(8))
+    tree = session.propose(8)
+    tokens = np.ones((1 + len(tree), 4), np.int64)
     ngrams = np.array([[1, 2, 3, 4, 5], [2, 3, 4, 5, 6]])
-    session.extend([1], ngrams=ngrams, candidates=np.ones((1 + size, 4), np.int64))
+    session.extend([1], ngrams=ngrams, candidates=Candidates(tree, tokens, np.log(tokens / 4)))
     assert_conforms(session.propose(16), 16, UNLIMITED)
 
 

@@ -138,7 +138,7 @@ def test_names_from_files_break_no_report(tmp_path: Path) -> None:
     assert [line for line in text.splitlines() if line.startswith("# ")] == ["# Report"]
     assert all(line.isprintable() for line in text.splitlines()) and "## a # b\n" in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in tables} == {len(names) + 5, 12, 7}
+    assert {line.count("|") for line in tables} == {len(names) + 5, 13, 7}
 
 
 def test_answers_that_spec_bench_wrote_are_reported_too(tmp_path: Path) -> None:

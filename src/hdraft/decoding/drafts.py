@@ -10,7 +10,7 @@ import numpy as np
 from hdraft.decoding.logs import logger
 from hdraft.drafting.compiling import Compilation, compile_beside
 from hdraft.drafting.costs import Costs
-from hdraft.drafting.drafter import Drafter, DraftSession, TokenIds, lookahead_branch
+from hdraft.drafting.drafter import Candidates, Drafter, DraftSession, TokenIds, lookahead_branch, uses_candidates
 from hdraft.drafting.kernel_cache import NotCompiledError, loading_only
 from hdraft.drafting.methods.lookahead_branch import LookaheadBranch
 from hdraft.drafting.tree import DraftTree
@@ -70,6 +70,11 @@ class Drafts:
                 return tree
         return NO_DRAFT
 
+    @property
+    def recycle(self) -> bool:
+        """Whether `extend` is to be given the candidates of a step."""
+        return self._active and self._session is not None and uses_candidates(self._drafter)
+
     def branch(self, depth: int) -> DraftTree:
         """The lookahead branch, if it is no deeper than `depth`; else an empty tree."""
         if self._active and self._branch is not None and 0 < self._branch.depth <= depth:
@@ -77,7 +82,9 @@ class Drafts:
                 return self._branch.nodes()
         return NO_DRAFT
 
-    def extend(self, tokens: list[int], predicted: list[int] | None = None) -> None:
+    def extend(
+        self, tokens: list[int], predicted: list[int] | None = None, candidates: Candidates | None = None
+    ) -> None:
         """Take in the tokens that a step emitted.
 
         The drafter is given the tokens before the first that it cannot hold, as an end-of-sequence id may be that the
@@ -85,6 +92,7 @@ class Drafts:
 
         Args:
             tokens: in order.
+            candidates: of the step, for a drafter that uses them.
             predicted: the target's most likely token after each node of the lookahead branch, if the step forwarded it.
         """
         if not self._active or self._drafter is None:
@@ -98,7 +106,7 @@ class Drafts:
                 if predicted is not None and self._branch is not None:
                     last = predicted[-len(self._branch.rows[-1]) :]
                     ngrams = self._branch.advance(np.minimum(last, vocab_size - 1), tokens[held - 1])
-                self._session.extend(tokens[:held], ngrams)
+                self._session.extend(tokens[:held], ngrams, candidates)
         self._active &= held == len(tokens)
 
     def close(self) -> None:

@@ -13,11 +13,12 @@ import torch
 
 from hdraft.decoding.drafts import NO_DRAFT, Drafts
 from hdraft.decoding.graphed.static_step import whole_tiles
+from hdraft.decoding.likeliest import likeliest
 from hdraft.decoding.request import DecodingRequest
 from hdraft.decoding.stats import GenerationStats, Stopwatch
 from hdraft.decoding.target import Target
 from hdraft.decoding.verification import Choice, most_likely, verify
-from hdraft.drafting.drafter import lookahead_nodes
+from hdraft.drafting.drafter import Candidates, lookahead_nodes
 from hdraft.drafting.tree import DraftTree, Source
 
 Ids = npt.NDArray[np.int64]
@@ -79,7 +80,8 @@ def draft_and_verify(
             target.keep(nodes[: len(tokens) - 1])
             watch.lap("cache")
             predicted = target.ranks.tokens(most_likely(logits[-len(branch) :])) if len(branch) else None
-            drafts.extend(tokens, predicted)
+            candidates = Candidates(tree, *likeliest(logits[: 1 + len(tree)])) if drafts.recycle else None
+            drafts.extend(tokens, predicted, candidates)
             watch.lap("drafting")
 
             text = np.array(tokens[-1:])

@@ -9,10 +9,11 @@ The decoding loop and the replay of traces know a method by what this file decla
         session.extend(token_ids)
     session.close()
 
-Every drafter has all of `Drafter`, and every session all of `DraftSession`. Four more attributes are optional; the
+Every drafter has all of `Drafter`, and every session all of `DraftSession`. Five more attributes are optional; the
 functions below read them, and give a default for a method that does without:
 
     drafter.uses_costs         whether it weighs the cost of a step         `weighs_costs`       False
+    drafter.recycles           whether it drafts the target's candidates    `uses_candidates`    False
     drafter.kernel_arguments   what to compile for it, see there            `kernel_arguments`   all
     drafter.lookahead_nodes    the most nodes of its lookahead branch       `lookahead_nodes`    0
     session.lookahead          that branch, which feeds D_c                 `lookahead_branch`   None
@@ -21,7 +22,7 @@ The adapter to vLLM is for `HierarchyDrafter` alone, and uses more of it than th
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +44,21 @@ UNLIMITED = 2**31 - 1
 """A depth that no draft reaches."""
 
 
+class Candidates(NamedTuple):
+    """The target's most likely next tokens in each row of a step: after the text so far, then after each node.
+
+    Attributes:
+        tree: the n nodes that were verified.
+        tokens: int[1 + n, k], the likeliest first; -1 in a row that is not known.
+        log_probabilities: float[1 + n, k], of the target's own distribution: whatever processes its logits, and
+            whatever the temperature.
+    """
+
+    tree: DraftTree
+    tokens: IdArray
+    log_probabilities: npt.NDArray[np.floating]
+
+
 class DraftSession(Protocol):
     """One request: its text, its D_c, its counters. Used by one thread at a time."""
 
@@ -50,14 +66,13 @@ class DraftSession(Protocol):
         """Draft at most `budget` nodes, none deeper than `max_depth`: the tokens the request may still emit."""
         ...
 
-    def extend(self, token_ids: TokenIds, ngrams: IdArray | None = None, candidates: IdArray | None = None) -> None:
+    def extend(self, token_ids: TokenIds, ngrams: IdArray | None = None, candidates: Candidates | None = None) -> None:
         """Take in the tokens that a step emitted.
 
         Args:
             token_ids: the tokens emitted, in order.
             ngrams: int[m, ngram_size], n-grams of the lookahead branch, for D_c.
-            candidates: int[1 + n, k], the target's most likely next tokens after the last accepted token and after
-                each verified node, where the engine has its logits.
+            candidates: of the step, where the engine has the target's logits.
         """
         ...
 
@@ -93,6 +108,11 @@ def is_drafter(value: object) -> TypeGuard[Drafter]:
 def weighs_costs(drafter: Drafter | None) -> bool:
     """Whether a drafter's sessions use the `costs` that they are given; others are given none."""
     return bool(getattr(drafter, "uses_costs", False))
+
+
+def uses_candidates(drafter: Drafter | None) -> bool:
+    """Whether a drafter's sessions use the target's candidates; others are given none."""
+    return bool(getattr(drafter, "recycles", False))
 
 
 def lookahead_nodes(drafter: Drafter | None) -> int:

@@ -27,6 +27,8 @@ class Source(IntEnum):
     """D_m: what the target model has generated before."""
     STATISTICS = 2
     """D_s: general text."""
+    RECYCLED = 3
+    """Candidates: what the target found likely in rows that it verified."""
 
 
 class DraftTree:

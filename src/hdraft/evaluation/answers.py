@@ -18,6 +18,7 @@ Answer = dict[str, Any]
 
 _LISTS = ("turns", "new_tokens", "wall_time", "accept_lengths")
 _SOURCES = {source.name.lower() for source in Source}
+_ALWAYS = _SOURCES - {Source.RECYCLED.name.lower()}  # of answers that were written before there were candidates
 _SHORTEST, _LONGEST = 1e-9, 1e9  # seconds that can be those of an answer
 
 
@@ -79,7 +80,7 @@ def _is_ours(fields: Any) -> bool:
         _counts(fields["drafted"])
         and _seconds(fields.get("seconds_drafting"))
         and isinstance(accepted, dict)
-        and accepted.keys() == _SOURCES
+        and _ALWAYS <= accepted.keys() <= _SOURCES
         and all(map(_counts, accepted.values()))
     )
 

@@ -133,9 +133,10 @@ def _runner(num_workers: int) -> Run:
 
 def _learned(by_method: dict[str, AnswerFile]) -> list[list[int]]:
     """The answers that a learning D_m had taken in when an earlier run stopped."""
-    if "hd" not in by_method:
+    method = next((method for method in ("hd", "retrieval") if method in by_method), None)
+    if method is None:
         return []
-    choices = (choice for answer in by_method["hd"].answers.values() for choice in answer["choices"])
+    choices = (choice for answer in by_method[method].answers.values() for choice in answer["choices"])
     return [output_ids for choice in choices for output_ids in choice["hdraft"]["output_ids"]]
 
 

@@ -7,6 +7,7 @@
     rest               REST: what followed them in a corpus, D_s
     lookahead          Lookahead Decoding: n-grams of a Jacobi window that runs in the same pass
     published          Hierarchy Drafting as its paper has it: D_c (with that window), D_m and D_s, one after another
+    retrieval          hd without the target's candidates: what they give is the difference
     hd                 Hierarchy Drafting as this project has it, the default: one tree from all of them
 
 `hdraft bench` and its report know all of them; `hdraft replay`, which runs no model, `pld`, `rest`, `published`, `hd`.
@@ -37,6 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "guess": 7,
         "previous_tokens": 2,
     },
+    "retrieval": {"model_database": None, "statistics_database": None, "learn": True},
     "hd": {"model_database": None, "statistics_database": None, "learn": True, "adaptive": False},
 }
 """The options of each method, with their defaults. `order` is WSL, less the letters of databases not given."""
@@ -156,8 +158,10 @@ def open_drafter(
     settings = {
         name: options[name] for name in ("order", "ngram_size", "window", "guess", "previous_tokens") if name in options
     }
-    if method == "hd":
-        return HierarchyDrafter.for_model(vocab_size, None, stored, general, learn=options["learn"])
+    if method in ("retrieval", "hd"):
+        drafter = HierarchyDrafter.for_model(vocab_size, None, stored, general, learn=options["learn"])
+        drafter.recycles = method == "hd"
+        return drafter
     if method == "published":
         return PublishedDrafter(vocab_size, stored, general, **settings)
     if method == "lookahead":

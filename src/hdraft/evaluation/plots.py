@@ -8,7 +8,7 @@ from hdraft import files
 from hdraft.text import one_line
 
 _ALL = "all"
-_SOURCES = {"context": "D_c", "model": "D_m", "statistics": "D_s"}
+_SOURCES = {"context": "D_c", "model": "D_m", "statistics": "D_s", "recycled": "recycled"}
 _LONGEST = 12  # accepted lengths from here on are one
 _GREY = "#9a9a9a"
 
@@ -90,5 +90,5 @@ def _sources(methods: Mapping[str, dict[str, Any]], axes: Any) -> bool:
     axes.invert_yaxis()
     axes.set_xlabel("share of accepted draft tokens")
     if shown:
-        axes.legend(ncols=3, fontsize="small", frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
+        axes.legend(ncols=4, fontsize="small", frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
     return bool(shown)

@@ -44,6 +44,7 @@ _COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "D_c": lambda row: _number(row["accepted_share"].get("context"), ".0%"),
     "D_m": lambda row: _number(row["accepted_share"].get("model"), ".0%"),
     "D_s": lambda row: _number(row["accepted_share"].get("statistics"), ".0%"),
+    "recycled": lambda row: _number(row["accepted_share"].get("recycled"), ".0%"),
     "same text": lambda row: "-" if row["same_text"] is None else f"{row['same_text']}/{row['turns']}",
 }
 
@@ -135,8 +136,8 @@ def _figures(given: Answers, vanilla: Answers | None, transformers: Answers | No
     lengths = [length for choice in choices for length in choice["accept_lengths"]]
     ours = [choice["hdraft"] for choice in choices if "drafted" in choice.get("hdraft", {})]
     drafted = sum(sum(run["drafted"]) for run in ours)
-    sources = list(ours[0]["accepted"]) if ours else []
-    accepted = {source: sum(sum(run["accepted"][source]) for run in ours) for source in sources}
+    sources = dict.fromkeys(source for run in ours for source in run["accepted"])
+    accepted = {source: sum(sum(run["accepted"].get(source, ())) for run in ours) for source in sources}
     same, turns = (None, None) if vanilla is None else _same_text(given, vanilla)
     return {
         "questions": len(given),

@@ -1,6 +1,7 @@
 """Both stages of the mixture and what is learnt of them, against counting in the plain text."""
 
 import math
+import random
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import permutations
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hdraft.drafting.databases.context import MAX_LENGTH
+from hdraft.drafting.databases import candidates
+from hdraft.drafting.databases.context import MAX_LENGTH, TEXT
 from hdraft.drafting.databases.frequent import SUFFIX_LENGTH
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.statistics import StatisticsDatabase
@@ -18,7 +20,7 @@ from hdraft.drafting.hierarchy import matching, mixing
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.drafting.hierarchy.experience import Experience
 from hdraft.drafting.hierarchy.lookups import PROBES
-from hdraft.drafting.hierarchy.matching import TIERS
+from hdraft.drafting.hierarchy.matching import RECYCLED, TIERS
 from hdraft.drafting.hierarchy.mixing import Weights
 
 EOS, VOCAB = 0, 6
@@ -46,11 +48,38 @@ class Request:
             experience=Experience(mixing.initial_weights()),
         )
         self.session = drafter.session(text)
+        self.rows = self.verify(random.Random(repr(text)))
         self.session._matches = matching.allocate(rows, self.session._matches)
         self.text = list(text)
         self.texts = [self.text, *([t for doc in corpus for t in (*doc, EOS)] for corpus in (learned, stored, general))]
         self.weights, self.mixture = self.session._weights, self.session._mixture
         self.rarity = self.session._databases.rarity.tolist()
+
+    def verify(self, draw: random.Random) -> dict[tuple[int, ...], tuple[int, dict[int, float]]]:
+        """Keep candidates of some contexts, of none for half of all texts: by context, their age and probabilities."""
+        rows: dict[tuple[int, ...], tuple[int, dict[int, float]]] = {}
+        if draw.random() < 0.5:
+            return rows
+        table = candidates.allocate(256)
+        self.session._databases = self.session._databases._replace(candidates=table)
+        end = int(self.session._databases.context.sizes[TEXT])
+        for _ in range(12):
+            context = tuple(draw.randrange(5) for _ in range(draw.randint(1, 2)))
+            tokens = draw.sample(range(5), draw.randint(1, 4))
+            weights = [draw.random() / 4 + (0.6 if draw.random() < 0.1 else 0) for _ in tokens]
+            chances = sorted(weights, reverse=True)
+            chances = [chance / max(1, sum(chances)) for chance in chances]
+            age = draw.randint(0, 200)
+            key = candidates.key_of(*context) if len(context) == 2 else candidates.key_of(-1, context[0])
+            candidates.put(table, key, np.array(tokens, np.int32), np.log(np.array(chances, np.float32)), end - age)
+            kept = table.probability[candidates.find(table, key), : len(tokens)].tolist()
+            rows[context] = age, dict(zip(tokens, kept, strict=True))
+        return rows
+
+    def row_of(self, context: list[int], length: int) -> tuple[int, dict[int, float]] | None:
+        """The candidates by the last tokens of a context."""
+        tail = tuple(context[-3:-1] if length == 0 else context[-length:])
+        return self.rows.get(tail) if len(tail) == (length or 2) else None
 
     def mix(self, row: int = 0, least: float = 0.0) -> dict[int, float]:
         session = self.session
@@ -83,6 +112,24 @@ class Interpolated:
     rest: float = 1.0
     unlikely: float = 0.0
 
+    def take(self, frequencies: dict[int, float], share: float, tier: int, length: int, least: float) -> None:
+        """Add a match's share to the tokens that followed it."""
+        for token, frequency in frequencies.items():
+            part = share * frequency
+            if token not in self.chances:
+                if part < least / mixing._BOOST:
+                    self.unlikely += part
+                    continue
+                self.chances[token], self.largest[token] = 0.0, 0.0
+                self.credited[token], self.seen_after[token] = set(), [0] * TIERS
+            self.chances[token] += part
+            if part > self.largest[token] * (1 + 1e-6):
+                self.largest[token], self.credited[token] = part, {tier}
+            elif part > self.largest[token] * (1 - 1e-6):
+                self.credited[token].add(tier)
+            if tier != RECYCLED:
+                self.seen_after[token][tier] = self.seen_after[token][tier] or length
+
 
 def followers(text: list[int], context: list[int]) -> list[int]:
     k = len(context)
@@ -91,8 +138,18 @@ def followers(text: list[int], context: list[int]) -> list[int]:
 
 def interpolate(request: Request, context: list[int], least: float = 0.0) -> Interpolated:
     found, seen = Interpolated(), [0] * TIERS
-    for length in range(min(MAX_LENGTH, len(context)), 0, -1):
-        for tier, text in enumerate(request.texts):
+    for length in range(max(min(MAX_LENGTH, len(context)), 2), -1, -1):
+        row = request.row_of(context, length) if length < 3 else None
+        if row is not None and found.rest >= least:
+            age, frequencies = row
+            sure = max(frequencies.values())
+            shape = 0 if sure >= 0.8 else 1 if sure >= 0.4 else 2
+            match_class = mixing.class_of(RECYCLED, length, age, shape)
+            share = found.rest * float(request.weights.weight[match_class])
+            found.matches.append((match_class, share, frequencies))
+            found.take(frequencies, share, RECYCLED, length, least)
+            found.rest -= share * min(sum(frequencies.values()), 1)
+        for tier, text in enumerate(request.texts if 0 < length <= len(context) else ()):
             if found.rest < least or (tier and (length > SUFFIX_LENGTH or EOS in context[-length:])):
                 continue
             following = followers(text, context[-length:])
@@ -108,20 +165,7 @@ def interpolate(request: Request, context: list[int], least: float = 0.0) -> Int
             share = found.rest * float(request.weights.weight[match_class])
             frequencies = {token: count / len(following) for token, count in counts.items()}
             found.matches.append((match_class, share, frequencies))
-            for token, frequency in frequencies.items():
-                part = share * frequency
-                if token not in found.chances:
-                    if part < least / mixing._BOOST:
-                        found.unlikely += part
-                        continue
-                    found.chances[token], found.largest[token] = 0.0, 0.0
-                    found.credited[token], found.seen_after[token] = set(), [0] * TIERS
-                found.chances[token] += part
-                if part > found.largest[token] * (1 + 1e-6):
-                    found.largest[token], found.credited[token] = part, {tier}
-                elif part > found.largest[token] * (1 - 1e-6):
-                    found.credited[token].add(tier)
-                found.seen_after[token][tier] = found.seen_after[token][tier] or length
+            found.take(frequencies, share, tier, length, least)
             found.rest *= 1 - float(request.weights.weight[match_class])
     return found
 
@@ -140,8 +184,21 @@ def by_powers_of_two(count: int) -> int:
     return min(math.ceil(math.log2(max(count, 1))), 7)
 
 
-def cells(request: Request, found: Interpolated, token: int) -> list[int]:
+def in_five(chance: float) -> int:
+    return sum(chance < limit for limit in (0.9, 0.6, 0.3, 0.1))
+
+
+def code(row: tuple[int, dict[int, float]] | None, token: int) -> int:
+    """What candidates say of a token."""
+    if row is None or token not in row[1]:
+        return 0 if row is None else 1
+    return 2 + in_five(row[1][token]) + (0 if list(row[1]).index(token) == 0 else 5)
+
+
+def cells(request: Request, found: Interpolated, context: list[int], token: int) -> list[int]:
     """The factors of one token."""
+    unchosen, one, two = (request.row_of(context, length) for length in range(3))
+    recycled = [] if one is None and two is None else [12 * code(two, token) + code(one, token)]
     lengths = MAX_LENGTH + 1
     seen_after = found.seen_after[token]
     agreement = [
@@ -161,26 +218,29 @@ def cells(request: Request, found: Interpolated, token: int) -> list[int]:
         mixing._SEEN_AFTER + familiarity * 8 + group,
         mixing._HABIT + 2 * (token % mixing._HABITS) + (seen_after[0] > 0),
         mixing._CONFIDENCE + step(found.chances[token]),
+        *(mixing._RECYCLED + 3 * each + min(code(unchosen, token), 2) for each in recycled),
     ]
 
 
-def rest_cells(found: Interpolated) -> list[int]:
+def rest_cells(request: Request, found: Interpolated, context: list[int]) -> list[int]:
     """The factors of what no match foresaw."""
+    rows = [(length, row) for length in (2, 1) if (row := request.row_of(context, length)) is not None][:1]
+    recycled = [mixing._ROW_ESCAPE + 5 * length + in_five(max(row[1].values())) for length, row in rows]
     escapes = [
         mixing._ESCAPE + (tier * (MAX_LENGTH + 1) + found.longest[tier]) * 8 + by_powers_of_two(found.occurred[tier])
         for tier in range(TIERS)
     ]
-    return [mixing._REST + step(found.rest), *escapes]
+    return [mixing._REST + step(found.rest), *escapes, *recycled]
 
 
-def correct(request: Request, found: Interpolated) -> tuple[dict[int, float], float]:
+def correct(request: Request, found: Interpolated, context: list[int]) -> tuple[dict[int, float], float]:
     """The second stage: the probabilities, and that of all else."""
     factor = request.weights.factor
     chances = {
-        token: chance * math.prod(factor[cells(request, found, token)].tolist())
+        token: chance * math.prod(factor[cells(request, found, context, token)].tolist())
         for token, chance in found.chances.items()
     }
-    rest = found.rest * math.prod(factor[rest_cells(found)].tolist())
+    rest = found.rest * math.prod(factor[rest_cells(request, found, context)].tolist())
     total = sum(chances.values()) + rest + found.unlikely
     return {token: chance / total for token, chance in chances.items()}, rest / total
 
@@ -220,7 +280,7 @@ def test_both_stages_are_those_of_the_plain_reference(
     for row, context in enumerate(extended(request, seed, 5)):
         mixed = request.mix(row, least)
         found = interpolate(request, context, least)
-        chances, rest = correct(request, found)
+        chances, rest = correct(request, found, context)
         assert mixed == pytest.approx(chances, rel=1e-5)
         assert request.mixture.rest[BEFORE] == pytest.approx(found.rest)
         assert request.mixture.rest[AFTER] == pytest.approx(rest, rel=1e-5)
@@ -310,12 +370,12 @@ def test_factors_move_along_the_gradient_of_the_logarithm_of_the_likelihood(
         return math.log(chances.get(token, float(request.mixture.rest[AFTER])))
 
     found = interpolate(request, text, least)
-    chances, rest = correct(request, found)
-    errors: dict[int, list[float]] = {cell: [] for cell in rest_cells(found)}
-    for cell in rest_cells(found):
+    chances, rest = correct(request, found, text)
+    errors: dict[int, list[float]] = {cell: [] for cell in rest_cells(request, found, text)}
+    for cell in rest_cells(request, found, text):
         errors[cell].append((0.0 if token in chances else 1.0) - rest)
     for candidate in request.mix(0, least):
-        for cell in cells(request, found, candidate):
+        for cell in cells(request, found, text, candidate):
             errors.setdefault(cell, []).append((candidate == token) - chances[candidate])
     for cell, parts in errors.items():
         size, value = 1e-4, factor[cell]
@@ -333,7 +393,7 @@ def test_factors_move_along_the_gradient_of_the_logarithm_of_the_likelihood(
     for cell, parts in errors.items():
         squares, expected, own = 5.0, 0.0, 0.0
         for part in parts:
-            if cell in rest_cells(found) or abs(part) > mixing._SETTLED:
+            if cell in rest_cells(request, found, text) or abs(part) > mixing._SETTLED:
                 squares += part * part
                 expected += mixing._RATE * part / math.sqrt(squares)
                 own += mixing._OWN_RATE * part
@@ -545,4 +605,4 @@ def test_a_tree_with_limits_is_mixed_as_one_without(
     request = Request(text, learned, stored, general)
     randomise(request.weights, seed)
     for row, context in enumerate(extended(request, seed, 8, exact=True)):
-        assert request.mix(row) == pytest.approx(correct(request, interpolate(request, context))[0], rel=1e-5)
+        assert request.mix(row) == pytest.approx(correct(request, interpolate(request, context), context)[0], rel=1e-5)

@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from hdraft.drafting import tree_masks
 from hdraft.drafting.costs import Costs
+from hdraft.drafting.databases.candidates import WIDTH
+from hdraft.drafting.databases.candidates import allocate as allocate_candidates
 from hdraft.drafting.databases.context import ContextDatabase
 from hdraft.drafting.databases.database import Database
 from hdraft.drafting.databases.frequent import SUFFIX_LENGTH
@@ -23,11 +25,11 @@ from hdraft.drafting.databases.opening import Named, open_databases
 from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.databases.suffixes import SuffixArray
 from hdraft.drafting.databases.vocabulary import Tokenizer
-from hdraft.drafting.drafter import UNLIMITED, IdArray, TokenIds, check_ids, vocabulary_size
+from hdraft.drafting.drafter import UNLIMITED, Candidates, IdArray, TokenIds, check_ids, vocabulary_size
 from hdraft.drafting.hierarchy import growth, lookups, matching, mixing, state
 from hdraft.drafting.hierarchy.budget import BudgetRule
 from hdraft.drafting.hierarchy.experience import Experience
-from hdraft.drafting.hierarchy.growth import TreeArrays
+from hdraft.drafting.hierarchy.growth import TreeArrays, Verified
 from hdraft.drafting.hierarchy.matching import Databases
 from hdraft.drafting.kernel import specialised
 from hdraft.drafting.tree import DraftTree
@@ -36,6 +38,9 @@ _CONTEXTS = 2**14  # of D_m and D_s, kept for a request
 _NO_IDS = np.empty(0, np.int32)
 _NO_NODES = growth.allocate_tree(0)
 _NO_PRICES = np.zeros(1)
+_ROWS = 2**13  # of candidates, kept for a request: 0.6 MB
+_NO_CANDIDATES = allocate_candidates(0)
+_NOT_VERIFIED = Verified(_NO_IDS, _NO_IDS, np.empty((0, WIDTH), np.int32), np.empty((0, WIDTH), np.float32))
 
 
 class HierarchyDrafter:
@@ -59,6 +64,7 @@ class HierarchyDrafter:
     """
 
     uses_costs = True
+    recycles = True
 
     def __init__(
         self,
@@ -219,7 +225,10 @@ class HierarchySession:
         self._closed = False
         arrays = drafter._arrays()
         trie = lookups.allocate(_CONTEXTS)
-        self._databases = Databases(self._context.trie, trie, arrays, drafter._separators, drafter._rarity)
+        self._verified = _NOT_VERIFIED
+        self._databases = Databases(
+            self._context.trie, trie, arrays, drafter._separators, _NO_CANDIDATES, drafter._rarity
+        )
         self._reserve(SUFFIX_LENGTH)
         self._advance_and_grow(prompt[-SUFFIX_LENGTH:], _NO_PRICES, learn=False)
 
@@ -254,11 +263,17 @@ class HierarchySession:
         tokens, parents, depths = tree.nodes[:, :n]
         return DraftTree(tokens, parents, tree.sources[:n], tree.probabilities[:n], depths)
 
-    def extend(self, token_ids: TokenIds, ngrams: IdArray | None = None, candidates: IdArray | None = None) -> None:
-        """Take in the tokens that a step emitted. `ngrams` and `candidates` are no sources of this drafter: unused."""
+    def extend(self, token_ids: TokenIds, ngrams: IdArray | None = None, candidates: Candidates | None = None) -> None:
+        """Take in what a step emitted, and its candidates; `ngrams` are no source of this drafter: unused."""
         ids = check_ids(token_ids, self._drafter.vocab_size)
         if self._rule is not None:
             self._rule.record(self._drafted, len(ids))
+        if candidates is not None:
+            verified = _verified(candidates)
+            self._advance_and_grow(self._take_emitted(), _NO_PRICES)  # nothing, unless there was no tree meanwhile
+            if not len(self._databases.candidates.key):
+                self._databases = self._databases._replace(candidates=allocate_candidates(_ROWS))
+            self._verified = verified
         self._output.append(ids)
 
     def close(self) -> None:
@@ -293,6 +308,7 @@ class HierarchySession:
         tree: TreeArrays = _NO_NODES,
         learn: bool = True,
     ) -> int:
+        verified, self._verified = self._verified, _NOT_VERIFIED
         arguments = (
             self._databases,
             self._matches,
@@ -300,6 +316,7 @@ class HierarchySession:
             self._mixture,
             ids,
             learn,
+            verified,
             self._drafter.vocab_size,
             max_depth,
             prices,
@@ -307,6 +324,19 @@ class HierarchySession:
             tree,
         )
         return self._drafter._compile(arguments)(*arguments)
+
+
+def _verified(candidates: Candidates) -> Verified:
+    """The rows of a step as the kernels read them.
+
+    Raises:
+        ValueError: they are not one row for the text and one for each node.
+    """
+    tree, tokens = candidates.tree, np.ascontiguousarray(candidates.tokens, np.int32)
+    scores = np.ascontiguousarray(candidates.log_probabilities, np.float32)
+    if tokens.ndim != 2 or tokens.shape != scores.shape or len(tokens) != 1 + len(tree) or not tokens.shape[1]:
+        raise ValueError(f"candidates of {1 + len(tree)} rows must be tokens and logarithms of the same shape")
+    return Verified(np.ascontiguousarray(tree.tokens), np.ascontiguousarray(tree.parents), tokens, scores)
 
 
 def _new_model_database(

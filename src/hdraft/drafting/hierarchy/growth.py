@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hdraft.drafting.databases.context import append
+from hdraft.drafting.databases.candidates import key_of, put
+from hdraft.drafting.databases.context import TEXT, append
 from hdraft.drafting.hierarchy import lookups, matching, mixing
 from hdraft.drafting.hierarchy.budget import least_worthwhile
 from hdraft.drafting.hierarchy.matching import Databases, Matches
@@ -25,7 +26,8 @@ from hdraft.drafting.hierarchy.mixing import Mixture, Weights
 from hdraft.drafting.kernel import kernel
 from hdraft.drafting.tree import Source
 
-_SOURCES = np.array([Source.CONTEXT, Source.MODEL, Source.MODEL, Source.STATISTICS], np.uint8)  # of each tier
+_OF_TIERS = (Source.CONTEXT, Source.MODEL, Source.MODEL, Source.STATISTICS, Source.RECYCLED)
+_SOURCES = np.array(_OF_TIERS, np.uint8)
 _LEAST = 1e-3  # no node is drafted below this probability
 _DEEPER = 0.985  # for each depth after the first: a tree's likeliest paths are those that are overestimated
 _TOKEN, _PARENT, _DEPTH, _TIER, _LIMITS = range(5)  # the columns of `Search.node`
@@ -48,6 +50,15 @@ class TreeArrays(NamedTuple):
     nodes: npt.NDArray[np.int32]  # [3, nodes] tokens, parents, depths
     sources: npt.NDArray[np.uint8]
     probabilities: npt.NDArray[np.float32]
+
+
+class Verified(NamedTuple):
+    """The rows of one step: after the text's last token, then after each of its n nodes."""
+
+    nodes: npt.NDArray[np.int32]  # [n] their tokens
+    parents: npt.NDArray[np.int32]  # [n]
+    tokens: npt.NDArray[np.int32]  # [1 + n, k] the target's likeliest next tokens …
+    scores: npt.NDArray[np.float32]  # [1 + n, k] … and the logarithms of their probabilities
 
 
 def allocate(slots: int) -> Search:
@@ -123,8 +134,14 @@ def advance(
     mixture: Mixture,
     token_ids: npt.NDArray[np.int32],
     learn: bool,
+    verified: Verified,
 ) -> None:
-    """Move row 0 on by `token_ids`, for which D_c must have room; with `learn`, fit the weights to each of them."""
+    """Move row 0 on by `token_ids`, for which D_c must have room; with `learn`, fit the weights to each of them.
+
+    The candidates of the step that emitted them are kept afterwards: what is learnt is how much those of earlier steps
+    can be believed.
+    """
+    begin = int(databases.context.sizes[TEXT])
     if lookups.is_new(databases.trie):
         lookups.clear(databases.trie, databases.suffixes)
     elif lookups.crowded(databases.trie):
@@ -136,6 +153,27 @@ def advance(
         append(databases.context, token)
         matching.advance(databases, matches, token)
         matching.settle(databases, matches)
+    if len(databases.candidates.key):
+        _recycle(databases, verified, begin)
+
+
+@kernel
+def _recycle(databases: Databases, verified: Verified, length: int) -> None:
+    """Keep the candidates of a step behind `length` tokens of text, those of the likeliest nodes last."""
+    text = databases.context.text
+    for row in range(len(verified.tokens) - 1, -1, -1):
+        if verified.tokens[row, 0] < 0:  # not known
+            continue
+        before = int(text[length - 2]) if length > 1 else -1
+        last = int(text[length - 1]) if length > 0 else -1
+        if row:
+            parent = int(verified.parents[row - 1])
+            before = int(verified.nodes[parent]) if parent >= 0 else last
+            last = int(verified.nodes[row - 1])
+        if last >= 0:
+            put(databases.candidates, key_of(-1, last), verified.tokens[row], verified.scores[row], length)
+            if before >= 0:
+                put(databases.candidates, key_of(before, last), verified.tokens[row], verified.scores[row], length)
 
 
 @kernel
@@ -146,6 +184,7 @@ def advance_and_grow(
     mixture: Mixture,
     token_ids: npt.NDArray[np.int32],
     learn: bool,
+    verified: Verified,
     vocab_size: int,
     max_depth: int,
     prices: npt.NDArray[np.float64],
@@ -157,7 +196,7 @@ def advance_and_grow(
     One call for both: after a forward pass, with cold caches, handing the arrays over takes as long as the work. And
     one kernel to compile for everything that a session does.
     """
-    advance(databases, matches, weights, mixture, token_ids, learn)
+    advance(databases, matches, weights, mixture, token_ids, learn, verified)
     n = grow(databases, matches, weights, vocab_size, max_depth, prices, mixture, search)
     for i in range(n):
         node = search.node[search.slot[i]]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from hdraft.drafting.databases.candidates import CandidateTable
 from hdraft.drafting.databases.context import MATCH, NONE, TEXT, ContextTrie, descend
 from hdraft.drafting.databases.context import MAX_LENGTH as CONTEXT_LENGTH
 from hdraft.drafting.databases.frequent import SUFFIX_LENGTH
@@ -20,6 +21,9 @@ from hdraft.drafting.kernel import kernel
 TIERS = 4
 """The databases by their place in the hierarchy: 0 is D_c, 1 finished requests, 2 stored D_m, 3 D_s."""
 
+RECYCLED = TIERS
+"""The place of the candidates, which have no matches: a row is looked up by its context's last tokens."""
+
 _UNKNOWN = NONE + 1  # a handle not asked for yet
 
 
@@ -30,6 +34,7 @@ class Databases(NamedTuple):
     trie: SuffixTrie
     suffixes: tuple[SuffixArray, SuffixArray, SuffixArray]  # finished requests, stored D_m, D_s
     separators: npt.NDArray[np.int64]  # [TIERS] what ends a document: no context goes beyond it
+    candidates: CandidateTable
     rarity: npt.NDArray[np.uint8]  # [vocab_size] of each token in general text, from 0 to 7
 
 

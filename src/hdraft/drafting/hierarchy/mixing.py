@@ -7,7 +7,9 @@ each length from the highest temporal locality to the lowest, each match takes a
 
 A shorter match with as many occurrences as a longer one in the same database says nothing new and is passed over. The
 weights depend on (database, length, number of occurrences, how concentrated the continuations are), and are fitted by
-expectation-maximisation. The probability that all matches leave over is for tokens that none of them foresaw.
+expectation-maximisation. Candidates (`recycling`) are mixed in like the matches of a database, before those of the same
+length: their frequencies are the target's own probabilities, and their age stands for the number of occurrences. The
+probability that all matches leave over is for tokens that none of them foresaw.
 
 Interpolation lets the first match decide and hardly counts how many databases agree. So the second stage multiplies
 each token's probability by factors, and what no match foresaw by factors of its own, and makes them sum up to 1:
@@ -17,6 +19,7 @@ each token's probability by factors, and what no match foresaw by factors of its
     familiarity  how often and how recently the request's text has the token, beside how rare it is in general text,
                  and beside the longest match that it was seen after
     habit        the token itself, and whether the request's text has it after this context
+    candidates   what the target's candidates by the context's last tokens say of the token, where there are any
     confidence   the interpolated probability itself, in some forty ranges
 
 This is a log-linear model, fitted by gradient ascent on the log-likelihood of every emitted token, with each factor's
@@ -31,13 +34,24 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from hdraft.drafting.databases.candidates import MISSING, WIDTH, CandidateTable
 from hdraft.drafting.databases.context import MAX_LENGTH as CONTEXT_LENGTH
 from hdraft.drafting.databases.context import TEXT, ContextTrie, find
 from hdraft.drafting.hierarchy.lookups import PROBES, continuations
-from hdraft.drafting.hierarchy.matching import TIERS, Databases, Matches, match
+from hdraft.drafting.hierarchy.matching import RECYCLED, TIERS, Databases, Matches, match
+from hdraft.drafting.hierarchy.recycling import (
+    CODES,
+    LENGTHS,
+    SURENESS,
+    age_of,
+    code_of,
+    find_rows,
+    shape_of,
+    sureness,
+)
 from hdraft.drafting.kernel import kernel
 
-VERSION = 1
+VERSION = 2
 """Of what the weights mean: those that were learnt with another are of no use."""
 
 _COUNTS = 8  # occurrences: 1, 2, 3-4, 5-8, … more than 64
@@ -56,7 +70,7 @@ _LARGEST = 1000.0  # a factor stays below, and above its inverse
 
 _LENGTHS = CONTEXT_LENGTH + 1
 _BEFORE, _AFTER, _UNLIKELY = 0, 1, 2  # what `rest` holds
-_CELLS = 7  # factors of a token
+_CELLS = 8  # factors of a token, the last of them where there are candidates
 _AGES = 13
 _FAMILIAR = _COUNTS * _AGES
 _HABITS = 2**13  # tokens share a factor of habit with those of the same remainder
@@ -69,7 +83,9 @@ _HABIT = _SEEN_AFTER + _FAMILIAR * 8
 _CONFIDENCE = _HABIT + 2 * _HABITS
 _ESCAPE = _CONFIDENCE + _BUCKETS
 _REST = _ESCAPE + TIERS * _LENGTHS * _COUNTS
-_FACTORS = _REST + _BUCKETS
+_RECYCLED = _REST + _BUCKETS
+_ROW_ESCAPE = _RECYCLED + 3 * CODES * CODES
+_FACTORS = _ROW_ESCAPE + LENGTHS * SURENESS
 FACTORS_OF_TOKENS = slice(_HABIT, _CONFIDENCE)
 """The factors that are about single tokens; all others are as good for any vocabulary."""
 FACTORS_OF_DATABASES = np.r_[:_FAMILIARITY, _ESCAPE:_REST]
@@ -108,6 +124,7 @@ class Mixture(NamedTuple):
     seen: npt.NDArray[np.int64]  # … and of the shortest
     match_class: npt.NDArray[np.int64]  # of each match that was looked at …
     explained: npt.NDArray[np.float64]  # … and what it contributes to the token that was emitted
+    rows: npt.NDArray[np.int64]  # [LENGTHS] the context's candidates, see `find_rows`
     rest: npt.NDArray[np.float64]  # [3] what no match foresaw, before and after the factors; unlikely tokens together
 
 
@@ -134,17 +151,20 @@ def learn(databases: Databases, matches: Matches, weights: Weights, mixture: Mix
         weights.reached[index] += beyond / total
         weights.weight[index] = weights.taken[index] / weights.reached[index]
     _correct(databases, weights.factor, mixture, n)
-    error = 1.0 - mixture.rest[_AFTER]
+    rest_error = 1.0 - mixture.rest[_AFTER]
     for i in range(n):
         if mixture.token[i] == token:
-            error = -mixture.rest[_AFTER]
-    _move(weights, _REST + _bucket(mixture.rest[_BEFORE]), error)
+            rest_error = -mixture.rest[_AFTER]
+    _move(weights, _REST + _bucket(mixture.rest[_BEFORE]), rest_error)
     for tier in range(TIERS):
-        _move(weights, _escape(mixture, tier), error)
+        _move(weights, _escape(mixture, tier), rest_error)
+    cells = _cells(mixture)
+    if cells == _CELLS:
+        _move(weights, _row_escape(databases, mixture), rest_error)
     for i in range(n):
         error = (1.0 if mixture.token[i] == token else 0.0) - mixture.probability[i]
         if abs(error) > _SETTLED:
-            for k in range(_CELLS):
+            for k in range(cells):
                 _move(weights, mixture.cell[i, k], error)
 
 
@@ -162,9 +182,11 @@ def limits(mixture: Mixture, i: int) -> int:
 
 def initial_weights() -> Weights:
     """The weights before anything is learnt: higher for longer matches, more occurrences and fewer continuations."""
-    tier, length, count, shape = np.ogrid[:TIERS, :_LENGTHS, :_COUNTS, :_SHAPES]
-    trust = np.array([0.0, 0.1, -0.2, -0.5])[tier] + np.array([0.6, -0.2, -0.9])[shape]
-    weight = (1 / (1 + np.exp(-(trust - 1.9 + 0.9 * np.log2(np.maximum(length, 1)) + 0.2 * count)))).ravel()
+    tier, length, count, shape = np.ogrid[: TIERS + 1, :_LENGTHS, :_COUNTS, :_SHAPES]
+    trust = np.array([0.0, 0.1, -0.2, -0.5, 0.5])[tier] + np.array([0.6, -0.2, -0.9])[shape]
+    counted = 0.2 * np.where(tier == RECYCLED, -count, count)  # of candidates it is their age
+    odds = trust - 1.9 + 0.9 * np.log2(np.maximum(length, 0.2)) + counted
+    weight = (1 / (1 + np.exp(-odds))).ravel()
     reached = np.full(weight.shape, _PRIOR)
     ones = np.ones(_FACTORS)
     return Weights(weight, weight * reached, reached, ones, ones.copy(), ones.copy())
@@ -216,8 +238,9 @@ def allocate() -> Mixture:
         shortest=np.empty(TIERS, np.int64),
         occurred=np.empty(TIERS, np.int64),
         seen=np.empty(TIERS, np.int64),
-        match_class=np.empty(TIERS * CONTEXT_LENGTH, np.int64),
-        explained=np.empty(TIERS * CONTEXT_LENGTH),
+        match_class=np.empty(TIERS * CONTEXT_LENGTH + LENGTHS, np.int64),
+        explained=np.empty(TIERS * CONTEXT_LENGTH + LENGTHS),
+        rows=np.full(LENGTHS, MISSING),
         rest=np.empty(3),
     )
 
@@ -244,6 +267,8 @@ def _interpolate(
     """
     n, looked_at, left = 0, 0, 1.0
     probes = _enough(least)
+    candidates = databases.candidates
+    find_rows(databases, matches, row, mixture.rows)
     mixture.slot[:] = 0
     mixture.rest[_UNLIKELY] = 0.0
     mixture.longest[:] = 0
@@ -253,10 +278,19 @@ def _interpolate(
     for tier in range(TIERS):
         mixture.shortest[tier] = matches.longest[row, tier] + 1
         longest = max(longest, matches.longest[row, tier])
-    for length in range(longest, 0, -1):
+    for length in range(max(longest, LENGTHS - 1), -1, -1):
         if left < least:
             break
-        for tier in range(TIERS):
+        slot = mixture.rows[length] if length < LENGTHS else MISSING
+        if slot != MISSING:
+            index = class_of(RECYCLED, length, age_of(databases, slot), shape_of(candidates, slot))
+            share = left * weight[index]
+            n, foreseen, frequency = _add_row(candidates, slot, mixture, n, share, least / _BOOST, length, emitted)
+            mixture.match_class[looked_at] = index
+            mixture.explained[looked_at] = share * frequency
+            looked_at += 1
+            left -= share * foreseen
+        for tier in range(TIERS if length else 0):
             if length > matches.longest[row, tier] or left < least:
                 continue
             mixture.shortest[tier] = length
@@ -312,6 +346,9 @@ def _correct(databases: Databases, factor: npt.NDArray[np.float64], mixture: Mix
     rest = mixture.rest[_BEFORE] * factor[_REST + _bucket(mixture.rest[_BEFORE])]
     for tier in range(TIERS):
         rest *= factor[_escape(mixture, tier)]
+    cells = _cells(mixture)
+    if cells == _CELLS:
+        rest *= factor[_row_escape(databases, mixture)]
     total = rest + mixture.rest[_UNLIKELY]
     for i in range(n):
         cell = mixture.cell[i]
@@ -331,7 +368,11 @@ def _correct(databases: Databases, factor: npt.NDArray[np.float64], mixture: Mix
         cell[5] = _HABIT + 2 * (token & (_HABITS - 1)) + (1 if seen_after[0] else 0)
         probability = mixture.probability[i]
         cell[6] = _CONFIDENCE + _bucket(probability)
-        for k in range(_CELLS):
+        if cells == _CELLS:
+            table, rows = databases.candidates, mixture.rows
+            code = CODES * code_of(table, rows[2], token) + code_of(table, rows[1], token)
+            cell[7] = _RECYCLED + 3 * code + min(code_of(table, rows[0], token), 2)
+        for k in range(cells):
             probability *= factor[cell[k]]
         mixture.probability[i] = probability
         total += probability
@@ -369,17 +410,58 @@ def _add(mixture: Mixture, n: int, token: int, share: float, least: float, tier:
             mixture.share[n] = share
             mixture.tier[n] = tier
             mixture.seen_after[n] = 0
-            mixture.seen_after[n, tier] = length
+            if tier < TIERS:
+                mixture.seen_after[n, tier] = length
             return n + 1
         if mixture.token[index] == token:
             mixture.probability[index] += share
             if share > mixture.share[index]:
                 mixture.share[index] = share
                 mixture.tier[index] = tier
-            if mixture.seen_after[index, tier] == 0:
+            if tier < TIERS and mixture.seen_after[index, tier] == 0:
                 mixture.seen_after[index, tier] = length
             return n
         slot = (slot + 1) & (len(mixture.slot) - 1)
+
+
+@kernel
+def _add_row(
+    table: CandidateTable,
+    slot: int,
+    mixture: Mixture,
+    n: int,
+    share: float,
+    least: float,
+    length: int,
+    emitted: int,
+) -> tuple[int, float, float]:
+    """Add a row's candidates.
+
+    Returns how many tokens the mixture holds, the probability that the row gives to all of them, and to `emitted`.
+    """
+    foreseen, frequency = 0.0, 0.0
+    for rank in range(WIDTH):
+        token, part = int(table.token[slot, rank]), float(table.probability[slot, rank])
+        if token < 0:
+            break
+        n = _add(mixture, n, token, share * part, least, RECYCLED, length)
+        foreseen += part
+        if token == emitted:
+            frequency = part
+    return n, min(foreseen, 1.0), frequency
+
+
+@kernel
+def _cells(mixture: Mixture) -> int:
+    """How many factors a token has: the last is of the candidates by its context's last tokens, if there are any."""
+    return _CELLS if mixture.rows[2] != MISSING or mixture.rows[1] != MISSING else _CELLS - 1
+
+
+@kernel
+def _row_escape(databases: Databases, mixture: Mixture) -> int:
+    """The factor by which the candidates say that something else follows."""
+    length = 2 if mixture.rows[2] != MISSING else 1
+    return int(_ROW_ESCAPE + length * SURENESS + sureness(databases.candidates.probability[mixture.rows[length], 0]))
 
 
 @kernel

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hdraft.drafting.costs import Costs
-from hdraft.drafting.drafter import UNLIMITED, IdArray, TokenIds, check_ids
+from hdraft.drafting.drafter import UNLIMITED, Candidates, IdArray, TokenIds, check_ids
 from hdraft.drafting.kernel import kernel
 from hdraft.drafting.tree import DraftTree
 
@@ -58,7 +58,7 @@ class PromptLookupSession:
             return DraftTree.empty()
         return DraftTree(text[begin : begin + size].copy(), np.arange(-1, size - 1), depths=np.arange(1, size + 1))
 
-    def extend(self, token_ids: TokenIds, ngrams: IdArray | None = None, candidates: IdArray | None = None) -> None:
+    def extend(self, token_ids: TokenIds, ngrams: IdArray | None = None, candidates: Candidates | None = None) -> None:
         """Append the tokens to the text; raises ValueError where one is outside the vocabulary."""
         ids = check_ids(token_ids, self._drafter.vocab_size)
         length = self._length + len(ids)

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from hdraft.drafting.costs import Costs
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.statistics import StatisticsDatabase
-from hdraft.drafting.drafter import UNLIMITED, IdArray, TokenIds, check_ids
+from hdraft.drafting.drafter import UNLIMITED, Candidates, IdArray, TokenIds, check_ids
 from hdraft.drafting.kernel import kernel
 from hdraft.drafting.methods.lookahead_branch import LookaheadBranch, check_branch
 from hdraft.drafting.methods.ngrams import NgramTable, allocate_table, file_ngrams, file_text, table_of_outputs
@@ -144,7 +144,7 @@ class PublishedSession:
         )
         return DraftTree(tokens[:n], parents[:n], nodes.sources[:n], depths=depths[:n])
 
-    def extend(self, token_ids: TokenIds, ngrams: IdArray | None = None, candidates: IdArray | None = None) -> None:
+    def extend(self, token_ids: TokenIds, ngrams: IdArray | None = None, candidates: Candidates | None = None) -> None:
         """File the lookahead branch's n-grams, then those that end in the accepted tokens.
 
         Raises:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from hdraft.drafting.costs import Costs
 from hdraft.drafting.databases.statistics import StatisticsDatabase
-from hdraft.drafting.drafter import UNLIMITED, IdArray, TokenIds, check_ids
+from hdraft.drafting.drafter import UNLIMITED, Candidates, IdArray, TokenIds, check_ids
 from hdraft.drafting.kernel import kernel
 from hdraft.drafting.methods.retrieval import CONTINUATION, Retrieval, allocate_retrieval, find, retrieve, suffix_array
 from hdraft.drafting.tree import DraftTree, Source
@@ -69,7 +69,7 @@ class RestSession:
         n = _draft(self._recent, drafter.min_span, max_depth, self._found, tokens, parents, depths)
         return DraftTree(tokens[:n], parents[:n], np.full(n, Source.STATISTICS, np.uint8), depths=depths[:n])
 
-    def extend(self, token_ids: TokenIds, ngrams: IdArray | None = None, candidates: IdArray | None = None) -> None:
+    def extend(self, token_ids: TokenIds, ngrams: IdArray | None = None, candidates: Candidates | None = None) -> None:
         """Append the tokens to the text; raises ValueError where one is outside the vocabulary."""
         ids = check_ids(token_ids, self._drafter.vocab_size)
         self._recent = np.concatenate((self._recent, ids))[-self._drafter.max_span :]
