@@ -235,15 +235,16 @@ BENCH_RUNS = {
     "spec-bench-48-sampled": "The same at temperature 1",
     "small-greedy": "The 24 questions that come with hdraft, greedy",
     "small-sampled": "The same at temperature 1",
+    "small-float32": "The same in float32, greedy, where a text must be the same",
 }
 
 
 def bench_conditions(figures: dict[str, Any]) -> str:
     """The model, machine and versions of a run of `hdraft bench`."""
     settings = figures["settings"]
-    machine = settings["machine"]
+    machine, model = settings["machine"], Path(settings["model"]).name.partition(".")[0]
     return (
-        f"The embedded model in {settings['dtype']}, at most {settings['max_new_tokens']} new tokens a turn, on"
+        f"{model} in {settings['dtype']}, at most {settings['max_new_tokens']} new tokens a turn, on"
         f" {machine['threads']} of {machine['cores']} cores of a processor that calls itself {machine['processor']!r},"
         f" torch {machine['torch']}, transformers {machine['transformers']}. Speed-up over `vanilla`, ordinary decoding"
         " by the same loop; MAT over all questions; turns with `vanilla`'s text."
