@@ -19,6 +19,7 @@ NAMES: dict[Source | None, str] = {
     Source.MODEL: "D_m",
     Source.STATISTICS: "D_s",
     Source.RECYCLED: "recycled",
+    Source.REFERENCE: "reference",
     None: "model",
 }
 """The short name of each source of a token; None is the target model itself."""
@@ -28,6 +29,7 @@ _MEANINGS = {
     Source.MODEL: "what the model wrote before",
     Source.STATISTICS: "general text",
     Source.RECYCLED: "what the model found likely before",
+    Source.REFERENCE: "texts given as references",
     None: "the model itself",
 }
 _STYLES = {
@@ -35,6 +37,7 @@ _STYLES = {
     Source.MODEL: "magenta",
     Source.STATISTICS: "yellow",
     Source.RECYCLED: "green",
+    Source.REFERENCE: "blue",
     None: "bold",
 }
 
@@ -50,11 +53,15 @@ def open_console(*, stderr: bool = False, plain: bool = False) -> Console:
 
 
 def legend(counts: Mapping[Source | None, int] | None = None) -> Text:
-    """One line that says which colour stands for which source, and how many tokens came from each."""
+    """One line that says which colour stands for which source, and how many tokens came from each.
+
+    References are left out where none was drafted from.
+    """
     numbers = {source: "" if counts is None else f": {counts[source]:,}" for source in _MEANINGS}
     parts = [
         Text.assemble((NAMES[source], _STYLES[source]), f" {meaning}{numbers[source]}")
         for source, meaning in _MEANINGS.items()
+        if source is not Source.REFERENCE or (counts is not None and counts[source])
     ]
     return Text("   ").join(parts)
 
@@ -93,6 +100,18 @@ def database_table(held: dict[str, Any]) -> Table:
     for name, array in held["arrays"].items():
         table.add_row(name, f"{array['dtype']}[{array['shape'][0]}], {array['bytes']:,} bytes, checksum verified")
     return table
+
+
+def show_prospects(console: Console, figures: dict[str, Any]) -> None:
+    """The figures of `prospects.measure`."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    curves = list(figures["with"]["speedups"])
+    for name in (f"{figures['tokens']:,} tokens", "MAT", *(f"speed-up, {curve}" for curve in curves)):
+        table.add_column(name, justify="left" if not table.columns else "right")
+    for name in ("without", "with"):
+        row = figures[name]
+        table.add_row(f"{name} it", f"{row['mat']:.2f}", *(f"{row['speedups'][curve]:.2f}" for curve in curves))
+    console.print(table)
 
 
 def show_replay(console: Console, figures: dict[str, Any]) -> None:

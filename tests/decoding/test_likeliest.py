@@ -12,7 +12,7 @@ from hdraft.drafting.databases.candidates import WIDTH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_they_are_the_largest_with_their_log_probabilities(vocabulary: int, dtype: torch.dtype) -> None:
     logits = (torch.randn((5, vocabulary), generator=torch.Generator().manual_seed(vocabulary)) * 4).to(dtype)
-    tokens, scores = likeliest(logits)
+    tokens, scores = (each.numpy() for each in likeliest(logits))
     values = logits.float().topk(min(WIDTH, vocabulary)).values
     assert tokens.shape == scores.shape == values.shape
     assert logits.float().gather(1, torch.from_numpy(tokens).long()).tolist() == values.tolist()
@@ -33,6 +33,6 @@ def normaliser(logits: torch.Tensor) -> torch.Tensor:
 def test_a_row_that_rules_tokens_out_has_them_last_and_without_probability() -> None:
     logits = torch.full((1, 2048), -torch.inf)
     logits[0, 700], logits[0, 3] = 2.0, 1.0
-    tokens, scores = likeliest(logits)
+    tokens, scores = (each.numpy() for each in likeliest(logits))
     assert tokens[0, :2].tolist() == [700, 3]
     assert np.all(np.isneginf(scores[0, 2:]))

@@ -1,9 +1,10 @@
 """The drafter of one request, guarded: a failure in it costs speed, and never text."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -31,8 +32,11 @@ class Drafts:
     kernels lack, there are no drafts until another process has compiled them (`drafting.compiling`).
     """
 
-    def __init__(self, drafter: Drafter | None, prompt: TokenIds, costs: Costs | None) -> None:
+    def __init__(
+        self, drafter: Drafter | None, prompt: TokenIds, costs: Costs | None, references: Sequence[Any] = ()
+    ) -> None:
         self._drafter = drafter
+        self._references = {"references": references} if references else {}
         self._prompt, self._costs = prompt, costs
         self._emitted: list[int] = []  # for a session that begins later
         self._session: DraftSession | None = None
@@ -54,7 +58,7 @@ class Drafts:
             return
         self._looked = now
         with self._guarded():
-            self._session = self._drafter.session(self._prompt, self._costs)
+            self._session = self._drafter.session(self._prompt, self._costs, **self._references)
             for token in self._emitted:  # each by a step of its own
                 self._session.extend([token])
             self._branch = lookahead_branch(self._session)
@@ -70,11 +74,6 @@ class Drafts:
                 return tree
         return NO_DRAFT
 
-    @property
-    def recycle(self) -> bool:
-        """Whether `extend` is to be given the candidates of a step."""
-        return self._active and self._session is not None and uses_candidates(self._drafter)
-
     def branch(self, depth: int) -> DraftTree:
         """The lookahead branch, if it is no deeper than `depth`; else an empty tree."""
         if self._active and self._branch is not None and 0 < self._branch.depth <= depth:
@@ -83,7 +82,10 @@ class Drafts:
         return NO_DRAFT
 
     def extend(
-        self, tokens: list[int], predicted: list[int] | None = None, candidates: Candidates | None = None
+        self,
+        tokens: list[int],
+        predicted: list[int] | None = None,
+        candidates: Callable[[], Candidates] | None = None,
     ) -> None:
         """Take in the tokens that a step emitted.
 
@@ -92,8 +94,8 @@ class Drafts:
 
         Args:
             tokens: in order.
-            candidates: of the step, for a drafter that uses them.
             predicted: the target's most likely token after each node of the lookahead branch, if the step forwarded it.
+            candidates: gives those of the step, for a drafter that uses them.
         """
         if not self._active or self._drafter is None:
             return
@@ -106,7 +108,8 @@ class Drafts:
                 if predicted is not None and self._branch is not None:
                     last = predicted[-len(self._branch.rows[-1]) :]
                     ngrams = self._branch.advance(np.minimum(last, vocab_size - 1), tokens[held - 1])
-                self._session.extend(tokens[:held], ngrams, candidates)
+                found = candidates() if candidates is not None and uses_candidates(self._drafter) else None
+                self._session.extend(tokens[:held], ngrams, found)
         self._active &= held == len(tokens)
 
     def close(self) -> None:

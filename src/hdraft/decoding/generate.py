@@ -3,7 +3,7 @@
 transformers prepares every argument itself: the loop runs as `generate`'s callable `custom_generate`.
 """
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
 from itertools import chain
@@ -41,6 +41,7 @@ from hdraft.decoding.options import (
     check_model_arguments,
     check_options,
     check_prepared,
+    check_references,
     check_vocabulary,
     pop_cache,
     sort_prepared,
@@ -50,7 +51,7 @@ from hdraft.decoding.request import AnyDrafter, DecodingRequest
 from hdraft.decoding.stats import GenerationStats
 from hdraft.decoding.target import Target
 from hdraft.decoding.verification import Argmax, Processed
-from hdraft.drafting.drafter import UNLIMITED, lookahead_nodes, weighs_costs
+from hdraft.drafting.drafter import UNLIMITED, TokenIds, lookahead_nodes, weighs_costs
 
 Output = Tensor | GenerateDecoderOnlyOutput
 Steps = Generator[Emitted, None, Output]
@@ -68,6 +69,7 @@ def generate(
     statistics: GenerationStats | None = None,
     costs: npt.NDArray[np.float64] | None = None,
     step: StepKind | None = None,
+    references: Sequence[str | TokenIds] = (),
     **options: Any,
 ) -> Output:
     """Generate as `model.generate(input_ids, **options)` does, token for token, in fewer forward passes.
@@ -83,6 +85,9 @@ def generate(
             given, it is learnt from the steps of all requests of the model; given, it stays as it is, so that a run can
             be repeated: `measure_costs` measures it.
         step: how a step behind the prompt is run, see `StepKind`; None for "captured" on a GPU and "dynamic" elsewhere.
+        references: what the output will probably resemble, as texts (with `tokenizer`) or token ids: a file that is to
+            be edited, documents that an answer quotes, its last version. They are drafted from, for this request alone;
+            the model does not see them, and nothing is learnt of them.
         options: everything else that `model.generate` takes; `docs/generate.md` lists what is refused.
 
     Returns:
@@ -93,9 +98,9 @@ def generate(
     Raises:
         UnsupportedError: before any work, for a model or an option that cannot be honoured.
         ValueError: an empty prompt, one of another shape, no drafter or one for another vocabulary, costs that are no
-            times, or an unknown kind of step.
+            times, an unknown kind of step, or references that cannot be drafted from.
     """
-    request = DecodingRequest(drafter, budget, costs, step, statistics, options.get("streamer"))
+    request = DecodingRequest(drafter, budget, costs, step, statistics, options.get("streamer"), references)
     return call_generate(model, input_ids, request, _take_all, options)
 
 
@@ -107,13 +112,14 @@ def custom_generate(
     costs: npt.NDArray[np.float64] | None = None,
     step: StepKind | None = None,
     streamer: BaseStreamer | None = None,
+    references: Sequence[TokenIds] = (),
 ) -> Callable[..., Output]:
     """The loop as `model.generate(…, custom_generate=…)` takes it; the arguments are those of `generate`.
 
     Used bare it lacks what `generate` does around it: `model.generate` hands it neither `streamer` (give it here) nor
     `tokenizer` (so `stop_strings` fails), drops `assistant_model` in silence, and runs an encoder before it refuses.
     """
-    request = DecodingRequest(drafter, budget, costs, step, statistics, streamer)
+    request = DecodingRequest(drafter, budget, costs, step, statistics, streamer, references).with_ids(None)
 
     def run(model: PreTrainedModel, input_ids: Tensor, **prepared: Any) -> Output:
         steps = _prepare(request, None, model, input_ids, **prepared)
@@ -149,6 +155,7 @@ def call_generate(
     of_model = options.keys() & signature(target.forward).parameters.keys()
     check_model_arguments({name: options[name] for name in of_model})
     user = UserArguments(frozenset(options), cache)
+    request = request.with_ids(options.get("tokenizer"))
     _prepare_options(target, options)
 
     def method(model: PreTrainedModel, input_ids: Tensor, **prepared: Any) -> T:
@@ -193,6 +200,7 @@ def _prepare(
         continued = check_prepared(model, input_ids, cache, attention_mask, generation_config)
         positions = text_positions(model, position_ids)
         check_vocabulary(model, drafter)
+        check_references(drafter, request.references)
         if attention_mask is not None and bool(attention_mask.all()):
             attention_mask = None  # no padding: as later versions of `generate` say it themselves
         shape = draft_shape(model)

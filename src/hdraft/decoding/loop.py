@@ -5,6 +5,7 @@ at once, and `stream`, which hands their tokens on.
 """
 
 from collections.abc import Generator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -13,12 +14,11 @@ import torch
 
 from hdraft.decoding.drafts import NO_DRAFT, Drafts
 from hdraft.decoding.graphed.static_step import whole_tiles
-from hdraft.decoding.likeliest import likeliest
 from hdraft.decoding.request import DecodingRequest
 from hdraft.decoding.stats import GenerationStats, Stopwatch
 from hdraft.decoding.target import Target
 from hdraft.decoding.verification import Choice, most_likely, verify
-from hdraft.drafting.drafter import Candidates, lookahead_nodes
+from hdraft.drafting.drafter import lookahead_nodes
 from hdraft.drafting.tree import DraftTree, Source
 
 Ids = npt.NDArray[np.int64]
@@ -56,7 +56,7 @@ def draft_and_verify(
     target.resume(prompt)
     text = _prefill(target, prompt[target.length :], prefill_chunk, watch)
     watch.lap()
-    drafts = Drafts(request.active_drafter, prompt, request.costs)
+    drafts = Drafts(request.active_drafter, prompt, request.costs, request.references)
     watch.lap("drafting")
     finished = False
     try:
@@ -80,8 +80,7 @@ def draft_and_verify(
             target.keep(nodes[: len(tokens) - 1])
             watch.lap("cache")
             predicted = target.ranks.tokens(most_likely(logits[-len(branch) :])) if len(branch) else None
-            candidates = Candidates(tree, *likeliest(logits[: 1 + len(tree)])) if drafts.recycle else None
-            drafts.extend(tokens, predicted, candidates)
+            drafts.extend(tokens, predicted, partial(target.candidates, tree, logits))
             watch.lap("drafting")
 
             text = np.array(tokens[-1:])

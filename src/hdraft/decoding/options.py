@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from hdraft.decoding.cache import GrowingCache
 from hdraft.decoding.logs import say_once
 from hdraft.decoding.models.names import CACHE, generate_arguments, may_take, takes
 from hdraft.decoding.models.support import Shape, UnsupportedError, rope_limits
-from hdraft.drafting.drafter import Drafter, lookahead_nodes, vocabulary_size
+from hdraft.drafting.drafter import Drafter, check_ids, lookahead_nodes, takes_references, vocabulary_size
 
 
 def _names(*lines: str) -> frozenset[str]:
@@ -304,6 +304,20 @@ def check_vocabulary(model: PreTrainedModel, drafter: Drafter | None) -> None:
             f"the drafter's vocabulary is of {drafter.vocab_size} ids and the model's of {known}:"
             f" make the drafter with vocab_size={known}"
         )
+
+
+def check_references(drafter: Drafter | None, references: Sequence[Any]) -> None:
+    """Refuse references that cannot be drafted from: the drafter itself would find out within the request.
+
+    Raises:
+        ValueError: the drafter takes none, or one is no sequence of ids that it knows.
+    """
+    if drafter is None or not len(references):
+        return
+    if not takes_references(drafter):
+        raise ValueError(f"a {type(drafter).__name__} takes no references: leave them out, or use a HierarchyDrafter")
+    for ids in references:
+        check_ids(ids, drafter.vocab_size)
 
 
 def check_lookahead(model: PreTrainedModel, shape: Shape, drafter: Drafter | None) -> None:

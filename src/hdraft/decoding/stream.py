@@ -1,7 +1,7 @@
 """`stream`: the tokens of `generate`, one at a time, as they are verified."""
 
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from hdraft.decoding.models.adapters import PER_REQUEST
 from hdraft.decoding.models.support import UnsupportedError
 from hdraft.decoding.request import AnyDrafter, DecodingRequest
 from hdraft.decoding.stats import GenerationStats
+from hdraft.drafting.drafter import TokenIds
 from hdraft.drafting.tree import Source
 
 DECODING = frozenset(("skip_special_tokens", "clean_up_tokenization_spaces", "spaces_between_special_tokens"))
@@ -48,6 +49,7 @@ def stream(
     statistics: GenerationStats | None = None,
     costs: npt.NDArray[np.float64] | None = None,
     step: StepKind | None = None,
+    references: Sequence[str | TokenIds] = (),
     **options: Any,
 ) -> Generator[StreamedToken, None, None]:
     """Yield the tokens that `generate` would return, with the same arguments.
@@ -55,9 +57,9 @@ def stream(
     Arguments are checked at the call; the model runs as the tokens are taken. Closing the generator ends the request.
 
     Args:
-        tokenizer: decodes the tokens, and serves `stop_strings`.
-        model, input_ids, drafter, budget, statistics, costs, step, options: as for `generate`; those in `DECODING` are
-            for `tokenizer.decode`, as in `TextIteratorStreamer`. Special tokens are left out by default.
+        tokenizer: decodes the tokens, and serves `stop_strings` and `references`.
+        model, input_ids, drafter, budget, statistics, costs, step, references, options: as for `generate`; those in
+            `DECODING` are for `tokenizer.decode`, as in `TextIteratorStreamer`. Special tokens are left out by default.
 
     Raises:
         UnsupportedError, ValueError: as `generate` does.
@@ -67,7 +69,7 @@ def stream(
             raise UnsupportedError(f"{name} is not supported in a stream: call set_adapter before it, or leave it out")
     decoding = {name: options.pop(name) for name in DECODING & options.keys()}
     pieces = None if tokenizer is None else TextPieces(tokenizer, **decoding)
-    request = DecodingRequest(drafter, budget, costs, step, statistics, options.get("streamer"))
+    request = DecodingRequest(drafter, budget, costs, step, statistics, options.get("streamer"), references)
     options["tokenizer"] = tokenizer
     return call_generate(model, input_ids, request, lambda steps: _tokens(steps, pieces), options)
 

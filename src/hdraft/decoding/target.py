@@ -20,6 +20,7 @@ from hdraft.decoding.graphed.model_state import model_state
 from hdraft.decoding.graphed.static_sequence import StaticSequence
 from hdraft.decoding.graphed.static_step import StaticStepper, StepKind
 from hdraft.decoding.growing import GrowingStepper
+from hdraft.decoding.likeliest import likeliest
 from hdraft.decoding.logs import logger, say_once
 from hdraft.decoding.masks import Span, layer_spans, tree_mask
 from hdraft.decoding.models.names import prepared_cache_argument
@@ -34,7 +35,7 @@ from hdraft.decoding.models.support import (
     table_limits,
 )
 from hdraft.decoding.models.walking import parameters_of
-from hdraft.drafting.drafter import UNLIMITED
+from hdraft.drafting.drafter import UNLIMITED, Candidates
 from hdraft.drafting.tree import DraftTree
 
 LONG_TEXT = 512
@@ -228,6 +229,13 @@ class Target:
         logits = self.stepper.run()
         self.length += m
         return logits
+
+    def candidates(self, tree: DraftTree, logits: Tensor) -> Candidates:
+        """What the target finds likely in each row of the pass just run, over a tree and perhaps a branch beside it."""
+        rows = 1 + len(tree)
+        both = self.stepper.likeliest() if isinstance(self.stepper, StaticStepper) else likeliest(logits[:rows])
+        tokens, scores = (each[:rows].numpy(force=True) for each in both)
+        return Candidates(tree, tokens, scores)
 
     def keep(self, path: list[int]) -> None:
         """Keep, of the tree just forwarded, the nodes on `path`, in ascending order, and drop the others."""

@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from hdraft.demo.comparison import Comparison
+from hdraft.drafting import Source
 from hdraft.evaluation.machine import machine
 from hdraft.terminal import NAMES
 
@@ -31,7 +32,7 @@ _COLUMNS = {
     "seconds_hdraft": ("hdraft s", ".2f"),
     "speedup": ("speed-up", ".2f"),
     "mean_accepted_tokens": ("MAT", ".2f"),
-    **{f"share_{name}": (name, ".0%") for name in NAMES.values()},
+    **{f"share_{name}": (name, ".0%") for source, name in NAMES.items() if source is not Source.REFERENCE},
 }
 
 

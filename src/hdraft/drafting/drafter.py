@@ -9,11 +9,12 @@ The decoding loop and the replay of traces know a method by what this file decla
         session.extend(token_ids)
     session.close()
 
-Every drafter has all of `Drafter`, and every session all of `DraftSession`. Five more attributes are optional; the
+Every drafter has all of `Drafter`, and every session all of `DraftSession`. Six more attributes are optional; the
 functions below read them, and give a default for a method that does without:
 
     drafter.uses_costs         whether it weighs the cost of a step         `weighs_costs`       False
     drafter.recycles           whether it drafts the target's candidates    `uses_candidates`    False
+    drafter.takes_references   whether `session` takes `references`         `takes_references`   False
     drafter.kernel_arguments   what to compile for it, see there            `kernel_arguments`   all
     drafter.lookahead_nodes    the most nodes of its lookahead branch       `lookahead_nodes`    0
     session.lookahead          that branch, which feeds D_c                 `lookahead_branch`   None
@@ -113,6 +114,11 @@ def weighs_costs(drafter: Drafter | None) -> bool:
 def uses_candidates(drafter: Drafter | None) -> bool:
     """Whether a drafter's sessions use the target's candidates; others are given none."""
     return bool(getattr(drafter, "recycles", False))
+
+
+def takes_references(drafter: Drafter | None) -> bool:
+    """Whether a drafter's `session` takes `references`: texts, as token ids, that the output will probably resemble."""
+    return bool(getattr(drafter, "takes_references", False))
 
 
 def lookahead_nodes(drafter: Drafter | None) -> int:

@@ -29,6 +29,8 @@ class Source(IntEnum):
     """D_s: general text."""
     RECYCLED = 3
     """Candidates: what the target found likely in rows that it verified."""
+    REFERENCE = 4
+    """Texts that the caller expects the answer to resemble."""
 
 
 class DraftTree:

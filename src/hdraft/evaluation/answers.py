@@ -18,7 +18,7 @@ Answer = dict[str, Any]
 
 _LISTS = ("turns", "new_tokens", "wall_time", "accept_lengths")
 _SOURCES = {source.name.lower() for source in Source}
-_ALWAYS = _SOURCES - {Source.RECYCLED.name.lower()}  # of answers that were written before there were candidates
+_ALWAYS = {"context", "model", "statistics"}  # of answers that were written before there were others
 _SHORTEST, _LONGEST = 1e-9, 1e9  # seconds that can be those of an answer
 
 

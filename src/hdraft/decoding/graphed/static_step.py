@@ -38,6 +38,7 @@ from hdraft.decoding.graphed.capture import (
 from hdraft.decoding.graphed.fused import Views, can_fuse, fused_forward
 from hdraft.decoding.graphed.model_state import State, model_state
 from hdraft.decoding.graphed.static_cache import Layout, StaticCache, StaticLayer, bucket
+from hdraft.decoding.likeliest import likeliest
 from hdraft.decoding.logs import logger, say_once
 from hdraft.decoding.masks import Span, padded_rows
 from hdraft.decoding.models.compiling import is_compiled
@@ -154,6 +155,8 @@ class StaticStepper:
         self.most_rows = most_rows(model)
         self.cache = StaticCache(growing, self.capacity, self.rows)
         self.programs: OrderedDict[tuple[int, ...], Program] = OrderedDict()
+        self.selections: dict[int, Program] = {}  # by rows, of `likeliest`, which not every drafter asks for …
+        self.selected: dict[int, tuple[Tensor, Tensor]] = {}  # … and what they have found
         self.pool = graph_pool(self.device)
         self.copied, self.queued = StreamEvent(self.device), StreamEvent(self.device)
         layouts, masks = len(self.cache.layouts), len(self.spans)
@@ -202,6 +205,8 @@ class StaticStepper:
             self.programs.popitem(last=False)
         self.program = self._program(rows, columns)
         self.programs[self._key(rows, columns)] = self.program
+        if rows not in self.selections:
+            self.selections[rows] = self._selection(rows)
         return perf_counter() - began
 
     @torch.inference_mode(False)
@@ -210,6 +215,14 @@ class StaticStepper:
         """Run the step: float[1 + n, vocabulary], the logits after the token and each node, until the next step."""
         self.program()
         return self._logits(self.taken)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def likeliest(self) -> tuple[Tensor, Tensor]:
+        """The likeliest tokens of the rows of the step just run, see `likeliest`; until the next step."""
+        rows = padded(self.taken)
+        self.selections[rows]()
+        return self.selected[rows]
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -276,6 +289,22 @@ class StaticStepper:
             self._fall_back(reason)
             eager()
         return eager
+
+    def _selection(self, rows: int) -> Program:
+        """`_select` for so many rows, captured where steps are."""
+        select = partial(self._select, rows)
+        select()
+        if self.kind == "static":
+            return select
+        try:
+            return capture(select, self.device, self.pool)
+        except Exception as error:
+            self.pool = graph_pool(self.device)
+            logger.warning("likeliest tokens of %d rows are not captured: %s: %s", rows, type(error).__name__, error)
+            return select
+
+    def _select(self, rows: int) -> None:
+        self.selected[rows] = likeliest(self._logits(rows))
 
     def _fall_back(self, reason: str) -> None:
         model = cast(PreTrainedModel, self.model())

@@ -7,7 +7,7 @@ what was once looked up in D_m and D_s is kept (`lookups`), so nothing is search
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.databases.suffixes import SuffixArray
 from hdraft.drafting.databases.vocabulary import Tokenizer
 from hdraft.drafting.drafter import UNLIMITED, Candidates, IdArray, TokenIds, check_ids, vocabulary_size
-from hdraft.drafting.hierarchy import growth, lookups, matching, mixing, state
+from hdraft.drafting.hierarchy import growth, lookups, matching, mixing, reference, state
 from hdraft.drafting.hierarchy.budget import BudgetRule
 from hdraft.drafting.hierarchy.experience import Experience
 from hdraft.drafting.hierarchy.growth import TreeArrays, Verified
@@ -40,6 +40,7 @@ _NO_NODES = growth.allocate_tree(0)
 _NO_PRICES = np.zeros(1)
 _ROWS = 2**13  # of candidates, kept for a request: 0.6 MB
 _NO_CANDIDATES = allocate_candidates(0)
+_NO_REFERENCE = reference.make_reference([])
 _NOT_VERIFIED = Verified(_NO_IDS, _NO_IDS, np.empty((0, WIDTH), np.int32), np.empty((0, WIDTH), np.float32))
 
 
@@ -65,6 +66,7 @@ class HierarchyDrafter:
 
     uses_costs = True
     recycles = True
+    takes_references = True
 
     def __init__(
         self,
@@ -129,9 +131,21 @@ class HierarchyDrafter:
             stored = _new_model_database(size, general, tokenizer)
         return cls(size, stored, general, learn=learn)
 
-    def session(self, prompt_ids: TokenIds, costs: Costs | None = None) -> "HierarchySession":
-        """Start a request; see `Drafter.session`."""
-        return HierarchySession(self, prompt_ids, costs)
+    def session(
+        self, prompt_ids: TokenIds, costs: Costs | None = None, references: Sequence[TokenIds] = ()
+    ) -> "HierarchySession":
+        """Start a request; see `Drafter.session`.
+
+        Args:
+            prompt_ids, costs: as there.
+            references: texts that the output will probably resemble, such as the file to be edited: drafted from, for
+                this request alone, and never learnt. See `reference`.
+
+        >>> session = HierarchyDrafter(vocab_size=100).session([1, 2], references=[[7, 8, 9]])
+        >>> session.propose(budget=3).tokens.tolist()
+        [7, 8, 9]
+        """
+        return HierarchySession(self, prompt_ids, costs, references)
 
     def scoped(self, model_database: ModelDatabase) -> "HierarchyDrafter":
         """This drafter with another D_m, so that what one tenant's requests learn is never drafted for another's.
@@ -209,7 +223,13 @@ class HierarchyDrafter:
 class HierarchySession:
     """One request of a `HierarchyDrafter`."""
 
-    def __init__(self, drafter: HierarchyDrafter, prompt_ids: TokenIds, costs: Costs | None = None) -> None:
+    def __init__(
+        self,
+        drafter: HierarchyDrafter,
+        prompt_ids: TokenIds,
+        costs: Costs | None = None,
+        references: Sequence[TokenIds] = (),
+    ) -> None:
         self._drafter = drafter
         prompt = check_ids(prompt_ids, drafter.vocab_size)
         self._context = ContextDatabase(prompt[:-SUFFIX_LENGTH])
@@ -227,10 +247,14 @@ class HierarchySession:
         trie = lookups.allocate(_CONTEXTS)
         self._verified = _NOT_VERIFIED
         self._databases = Databases(
-            self._context.trie, trie, arrays, drafter._separators, _NO_CANDIDATES, drafter._rarity
+            self._context.trie, trie, arrays, drafter._separators, _NO_CANDIDATES, _NO_REFERENCE, drafter._rarity
         )
         self._reserve(SUFFIX_LENGTH)
         self._advance_and_grow(prompt[-SUFFIX_LENGTH:], _NO_PRICES, learn=False)
+        if len(references):
+            made = reference.make_reference([check_ids(each, drafter.vocab_size) for each in references])
+            self._databases = self._databases._replace(reference=made)
+            reference.begin(made, self._matches.places)
 
     @property
     def match_length(self) -> int:

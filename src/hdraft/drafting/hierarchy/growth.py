@@ -19,14 +19,14 @@ import numpy.typing as npt
 
 from hdraft.drafting.databases.candidates import key_of, put
 from hdraft.drafting.databases.context import TEXT, append
-from hdraft.drafting.hierarchy import lookups, matching, mixing
+from hdraft.drafting.hierarchy import lookups, matching, mixing, reference
 from hdraft.drafting.hierarchy.budget import least_worthwhile
 from hdraft.drafting.hierarchy.matching import Databases, Matches
 from hdraft.drafting.hierarchy.mixing import Mixture, Weights
 from hdraft.drafting.kernel import kernel
 from hdraft.drafting.tree import Source
 
-_OF_TIERS = (Source.CONTEXT, Source.MODEL, Source.MODEL, Source.STATISTICS, Source.RECYCLED)
+_OF_TIERS = (Source.CONTEXT, Source.MODEL, Source.MODEL, Source.STATISTICS, Source.RECYCLED, Source.REFERENCE)
 _SOURCES = np.array(_OF_TIERS, np.uint8)
 _LEAST = 1e-3  # no node is drafted below this probability
 _DEEPER = 0.985  # for each depth after the first: a tree's likeliest paths are those that are overestimated
@@ -117,6 +117,7 @@ def grow(
         depth = node[_DEPTH]
         probability = search.probability[nodes]
         matching.enter(matches, nodes + 1, node[_PARENT] + 1, node[_TOKEN], node[_LIMITS])
+        reference.descend(databases.reference, matches.places, nodes + 1, node[_PARENT] + 1, node[_TOKEN])
         nodes += 1
         frontier -= 1
         gain += probability
@@ -153,6 +154,7 @@ def advance(
         append(databases.context, token)
         matching.advance(databases, matches, token)
         matching.settle(databases, matches)
+        reference.follow(databases.reference, matches.places, databases.context, token)
     if len(databases.candidates.key):
         _recycle(databases, verified, begin)
 

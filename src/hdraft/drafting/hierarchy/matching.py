@@ -16,13 +16,14 @@ from hdraft.drafting.databases.frequent import SUFFIX_LENGTH
 from hdraft.drafting.databases.suffixes import SuffixArray
 from hdraft.drafting.hierarchy import lookups as suffix_trie
 from hdraft.drafting.hierarchy.lookups import SuffixTrie
+from hdraft.drafting.hierarchy.reference import Places, Reference, allocate_places
 from hdraft.drafting.kernel import kernel
 
 TIERS = 4
 """The databases by their place in the hierarchy: 0 is D_c, 1 finished requests, 2 stored D_m, 3 D_s."""
 
-RECYCLED = TIERS
-"""The place of the candidates, which have no matches: a row is looked up by its context's last tokens."""
+RECYCLED, REFERENCE = TIERS, TIERS + 1
+"""The places of the candidates and of references, which have no matches here: see `recycling` and `reference`."""
 
 _UNKNOWN = NONE + 1  # a handle not asked for yet
 
@@ -35,6 +36,7 @@ class Databases(NamedTuple):
     suffixes: tuple[SuffixArray, SuffixArray, SuffixArray]  # finished requests, stored D_m, D_s
     separators: npt.NDArray[np.int64]  # [TIERS] what ends a document: no context goes beyond it
     candidates: CandidateTable
+    reference: Reference
     rarity: npt.NDArray[np.uint8]  # [vocab_size] of each token in general text, from 0 to 7
 
 
@@ -48,6 +50,7 @@ class Matches(NamedTuple):
     parent: npt.NDArray[np.int32]  # [rows]
     longest: npt.NDArray[np.int32]  # [rows, TIERS]
     handle: npt.NDArray[np.int64]  # [rows, TIERS, 1 + CONTEXT_LENGTH] contexts by length
+    places: Places
 
 
 def allocate(rows: int, old: Matches | None = None) -> Matches:
@@ -57,6 +60,7 @@ def allocate(rows: int, old: Matches | None = None) -> Matches:
         parent=np.zeros(rows, np.int32),
         longest=np.zeros((rows, TIERS), np.int32),
         handle=np.zeros((rows, TIERS, 1 + CONTEXT_LENGTH), np.int64),
+        places=allocate_places(rows, None if old is None else old.places),
     )
     matches.handle[0, :, 0] = np.maximum(np.arange(TIERS) - 1, 0)
     if old is not None:

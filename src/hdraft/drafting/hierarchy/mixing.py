@@ -8,8 +8,9 @@ each length from the highest temporal locality to the lowest, each match takes a
 A shorter match with as many occurrences as a longer one in the same database says nothing new and is passed over. The
 weights depend on (database, length, number of occurrences, how concentrated the continuations are), and are fitted by
 expectation-maximisation. Candidates (`recycling`) are mixed in like the matches of a database, before those of the same
-length: their frequencies are the target's own probabilities, and their age stands for the number of occurrences. The
-probability that all matches leave over is for tokens that none of them foresaw.
+length: their frequencies are the target's own probabilities, and their age stands for the number of occurrences. So
+are the places of references (`reference`), each a match with one continuation: of the tokens that agree, of three at
+least. The probability that all matches leave over is for tokens that none of them foresaw.
 
 Interpolation lets the first match decide and hardly counts how many databases agree. So the second stage multiplies
 each token's probability by factors, and what no match foresaw by factors of its own, and makes them sum up to 1:
@@ -38,7 +39,7 @@ from hdraft.drafting.databases.candidates import MISSING, WIDTH, CandidateTable
 from hdraft.drafting.databases.context import MAX_LENGTH as CONTEXT_LENGTH
 from hdraft.drafting.databases.context import TEXT, ContextTrie, find
 from hdraft.drafting.hierarchy.lookups import PROBES, continuations
-from hdraft.drafting.hierarchy.matching import RECYCLED, TIERS, Databases, Matches, match
+from hdraft.drafting.hierarchy.matching import RECYCLED, REFERENCE, TIERS, Databases, Matches, match
 from hdraft.drafting.hierarchy.recycling import (
     CODES,
     LENGTHS,
@@ -49,6 +50,7 @@ from hdraft.drafting.hierarchy.recycling import (
     shape_of,
     sureness,
 )
+from hdraft.drafting.hierarchy.reference import AGREED, BEGUN, PLACES, foreseen_at, stands_for
 from hdraft.drafting.kernel import kernel
 
 VERSION = 2
@@ -182,10 +184,14 @@ def limits(mixture: Mixture, i: int) -> int:
 
 def initial_weights() -> Weights:
     """The weights before anything is learnt: higher for longer matches, more occurrences and fewer continuations."""
-    tier, length, count, shape = np.ogrid[: TIERS + 1, :_LENGTHS, :_COUNTS, :_SHAPES]
-    trust = np.array([0.0, 0.1, -0.2, -0.5, 0.5])[tier] + np.array([0.6, -0.2, -0.9])[shape]
+    tier, length, count, shape = np.ogrid[: TIERS + 2, :_LENGTHS, :_COUNTS, :_SHAPES]
+    trust = np.array([0.0, 0.1, -0.2, -0.5, 0.5, 0.0])[tier] + np.array([0.6, -0.2, -0.9])[shape]
     counted = 0.2 * np.where(tier == RECYCLED, -count, count)  # of candidates it is their age
     odds = trust - 1.9 + 0.9 * np.log2(np.maximum(length, 0.2)) + counted
+    agreeing = np.where(
+        count == AGREED, 1.2 * np.log2(np.maximum(length, 1)) - 0.5, np.where(count == BEGUN, 0.5, -1.0)
+    )
+    odds = np.where(tier == REFERENCE, agreeing - 0.7 * shape, odds)
     weight = (1 / (1 + np.exp(-odds))).ravel()
     reached = np.full(weight.shape, _PRIOR)
     ones = np.ones(_FACTORS)
@@ -238,8 +244,8 @@ def allocate() -> Mixture:
         shortest=np.empty(TIERS, np.int64),
         occurred=np.empty(TIERS, np.int64),
         seen=np.empty(TIERS, np.int64),
-        match_class=np.empty(TIERS * CONTEXT_LENGTH + LENGTHS, np.int64),
-        explained=np.empty(TIERS * CONTEXT_LENGTH + LENGTHS),
+        match_class=np.empty(TIERS * CONTEXT_LENGTH + LENGTHS + PLACES, np.int64),
+        explained=np.empty(TIERS * CONTEXT_LENGTH + LENGTHS + PLACES),
         rows=np.full(LENGTHS, MISSING),
         rest=np.empty(3),
     )
@@ -268,6 +274,7 @@ def _interpolate(
     n, looked_at, left = 0, 0, 1.0
     probes = _enough(least)
     candidates = databases.candidates
+    places = matches.places
     find_rows(databases, matches, row, mixture.rows)
     mixture.slot[:] = 0
     mixture.rest[_UNLIKELY] = 0.0
@@ -278,9 +285,22 @@ def _interpolate(
     for tier in range(TIERS):
         mixture.shortest[tier] = matches.longest[row, tier] + 1
         longest = max(longest, matches.longest[row, tier])
+    for i in range(PLACES):
+        longest = max(longest, stands_for(places, row, i))
     for length in range(max(longest, LENGTHS - 1), -1, -1):
         if left < least:
             break
+        for i in range(PLACES):
+            token = foreseen_at(databases.reference, places, row, i)
+            if token < 0 or stands_for(places, row, i) != length:
+                continue
+            index = class_of(REFERENCE, places.agreed[row, i], 1 << places.why[row, i], min(i, _SHAPES - 1))
+            share = left * weight[index]
+            n = _add(mixture, n, token, share, least / _BOOST, REFERENCE, length)
+            mixture.match_class[looked_at] = index
+            mixture.explained[looked_at] = share if token == emitted else 0.0
+            looked_at += 1
+            left -= share
         slot = mixture.rows[length] if length < LENGTHS else MISSING
         if slot != MISSING:
             index = class_of(RECYCLED, length, age_of(databases, slot), shape_of(candidates, slot))
