@@ -132,6 +132,25 @@ def test_generate_with_databases_and_statistics(run: Run, model: Path, statistic
     assert "\x1b" not in result.out + result.err
 
 
+def test_generate_drafts_from_a_reference_and_writes_what_it_writes_without(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hdraft.HierarchyDrafter, "uses_costs", False)  # whatever a busy machine measures
+    hdraft.HierarchyDrafter(100).warm_up()
+    ask = ("generate", "--model", model, "--prompt", TEXT, "--max-new-tokens", 32, "--json")
+    alone = json.loads(run(*ask).out)
+    reference = tmp_path / "last.txt"
+    reference.write_text(alone["text"])
+    drafted = json.loads(run(*ask, "--reference", reference).out)
+    assert drafted["output_ids"] == alone["output_ids"]
+    assert drafted["statistics"]["accepted"]["reference"] > 0
+    assert drafted["statistics"]["steps"] < alone["statistics"]["steps"]
+    refused(run(*ask, "--reference", reference, "--no-draft"), "--reference is for drafting")
+    refused(run(*ask, "--reference", tmp_path / "nothing"), "does not exist")
+    reference.write_bytes(b"\xff\xfe")
+    refused(run(*ask, "--reference", reference), "UTF-8")
+
+
 @pytest.mark.parametrize("text", ["", " \n"])
 def test_an_empty_prompt_is_refused(run: Run, model: Path, text: str) -> None:
     refused(run("generate", "--model", model, "--prompt", text), "empty")
@@ -271,6 +290,15 @@ def test_chat_in_a_pipe_answers_each_line_and_writes_nothing_else(run: Run, mode
     assert run(*chat(model), stdin=b"") == (0, "", "")
 
 
+def test_chat_drafts_from_a_reference(run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hdraft.HierarchyDrafter, "uses_costs", False)  # whatever a busy machine measures
+    answer = run(*chat(model), stdin=b"def area\n").out
+    (tmp_path / "answer.txt").write_text(answer)
+    result = run(*chat(model, "--reference", tmp_path / "answer.txt"), stdin=b"def area\n/stats\n")
+    assert result.code == 0 and result.out.startswith(answer)
+    assert re.search(r"reference .*: [1-9]", result.out)
+
+
 def test_chat_saves_what_was_said(run: Run, model: Path, tmp_path: Path) -> None:
     path = tmp_path / "said.jsonl"
     lines = f"def \\\narea\n /help\n/save {path}\n/reset\nwidth\n/exit\nheight\n"
@@ -374,6 +402,21 @@ def test_build_and_inspect_statistics(run: Run, statistics_database: Path) -> No
     assert result.code == 0
     assert "statistics" in result.out
     assert "checksum verified" in result.out
+
+
+def test_inspect_says_whether_a_database_will_pay(
+    run: Run, model: Path, statistics_database: Path, trace: Path, tmp_path: Path
+) -> None:
+    assert (
+        "too small to say" in run("inspect", statistics_database).out or "%" in run("inspect", statistics_database).out
+    )
+    (tmp_path / "text.txt").write_text(TEXT * 30)
+    measured = run("inspect", statistics_database, "--against", tmp_path / "text.txt", "--tokenizer", model)
+    assert measured.code == 0 and "without it" in measured.out and "speed-up, gpu" in measured.out
+    assert "with this text it" in measured.out
+    assert "with this text it" in run("inspect", statistics_database, "--against", trace).out
+    refused(run("inspect", statistics_database, "--against", tmp_path / "text.txt"), "give --tokenizer")
+    refused(run("inspect", statistics_database, "--against", tmp_path / "nothing"), "does not exist")
 
 
 def test_build_model_from_token_ids(run: Run, tmp_path: Path) -> None:
@@ -561,7 +604,7 @@ def test_replay_refuses_what_it_cannot_replay(run: Run, trace: Path, tmp_path: P
     for option in ("--order", "--ngram-size", "--guess", "--previous-tokens"):
         refused(run("replay", trace, "--method", "pld", option, 3), option, "is for published, not for pld")
     for option in ("--learn", "--adaptive"):
-        refused(run("replay", trace, "--method", "pld", option), option, "is for hd, not for pld")
+        refused(run("replay", trace, "--method", "pld", option), option, "is for")
     refused(run("replay", trace, "--method", "pld", "--model-database", tmp_path), "--model-database is for")
     refused(run("replay", trace, "--model-database", tmp_path / "none"), "none")
     refused(run("replay", trace, "--budget", 10**9), "--budget")
@@ -697,6 +740,19 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
+
+
+def test_record_writes_a_trace_that_replay_takes(run: Run, model: Path, questions: Path, tmp_path: Path) -> None:
+    output = tmp_path / "trace.jsonl"
+    ask = ("record", "--model", model, "--questions", questions, "--output", output)
+    ask += ("--max-new-tokens", 12, "--chat-template", "vicuna")
+    first = run(*ask, "--question-end", 1)
+    assert first.code == 0 and first.out == f"{output}: 1 requests\n"
+    assert run(*ask).code == 0
+    assert {"candidates", "log_probabilities"} < json.loads(output.read_text().splitlines()[0]).keys()
+    assert run("replay", output).code == 0 and run("replay", output, "--method", "retrieval").code == 0
+    refused(run(*ask, "--temperature", 1), "choose another file")
+    refused(run(*ask[:6], tmp_path / "trace.txt", *ask[7:]), "must end in .jsonl")
 
 
 def benched(model: Path, questions: Path, output: Path, *methods: str) -> list[object]:

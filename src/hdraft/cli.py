@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 from typer.core import TyperCommand
@@ -148,7 +148,7 @@ class GroupedCommand(TyperCommand):
         ("The model", "model chat chat_template system system_prompt dtype device trust_remote_code"),
         ("The text", "prompt prompt_file"),
         ("Questions", "questions question_begin question_end num_choices download"),
-        ("Drafting", "method budget step no_draft"),
+        ("Drafting", "method reference budget step no_draft"),
         ("Databases", "model_database statistics_database learning no_model_database no_statistics_database"),
         ("Options of single methods", "no_context ngram_size window guess previous_tokens order learn adaptive"),
         (
@@ -188,6 +188,16 @@ StatisticsDatabaseName = Annotated[
     str | None, typer.Option("--statistics-database", metavar="DATABASE", help="D_s: a folder, or a name on the Hub.")
 ]
 Budget = Annotated[int, typer.Option(min=0, metavar="N", help="The most tokens drafted in one step.")]
+References = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--reference",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="What answers will probably resemble, to draft from; the model does not see it; repeatable.",
+    ),
+]
 Order = Annotated[
     str | None,
     typer.Option(metavar="LETTERS", help="published: which of W, S, L (D_c, D_m, D_s) to ask; all that are given."),
@@ -315,6 +325,7 @@ def generate(
     device: Device = "auto",
     model_database: ModelDatabaseName = None,
     statistics_database: StatisticsDatabaseName = None,
+    reference: References = None,
     budget: Budget = 64,
     step: Step = "auto",
     no_draft: NoDraft = False,
@@ -343,7 +354,10 @@ def generate(
 
     The text comes from --prompt, --prompt-file or standard input.
     """
-    _check_draft(no_draft, model_database=model_database, statistics_database=statistics_database)
+    _check_draft(
+        no_draft, model_database=model_database, statistics_database=statistics_database, reference=reference or None
+    )
+    references = [_read_text(file) for file in reference or ()]
     text = _read_prompt(prompt, prompt_file)
     from hdraft.decoding import Statistics, stream
     from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
@@ -374,6 +388,7 @@ def generate(
             budget=budget,
             statistics=statistics,
             step=None if step == "auto" else step,
+            references=references,
             max_new_tokens=max_new_tokens,
             **options,
         )
@@ -397,7 +412,8 @@ def generate(
     if stats:
         errors = open_console(stderr=True)
         if console.is_terminal:
-            errors.print(legend())
+            own = statistics.tokens - sum(statistics.accepted.values())
+            errors.print(legend({None: own} | statistics.accepted), soft_wrap=True)
         errors.print(str(statistics), soft_wrap=True)
 
 
@@ -416,6 +432,7 @@ def chat_command(
     learning: Annotated[
         bool, typer.Option("--learn", help="Let answers join D_m, in memory: later ones draft from them.")
     ] = False,
+    reference: References = None,
     budget: Budget = 64,
     step: Step = "auto",
     no_draft: NoDraft = False,
@@ -435,8 +452,13 @@ def chat_command(
     In a pipe, each line is a message, and the output is the answers alone. /help lists what else can be typed.
     """
     _check_draft(
-        no_draft, model_database=model_database, statistics_database=statistics_database, learn=learning or None
+        no_draft,
+        model_database=model_database,
+        statistics_database=statistics_database,
+        learn=learning or None,
+        reference=reference or None,
     )
+    references = [_read_text(file) for file in reference or ()]
     from hdraft.chat import Chat
     from hdraft.chat.loop import converse
     from hdraft.conversation import Conversation
@@ -464,6 +486,7 @@ def chat_command(
             max_new_tokens=max_new_tokens,
             budget=budget,
             step=None if step == "auto" else step,
+            references=references,
             **options,
         )
     converse(chat, lambda error: _explain(error)[0])
@@ -559,20 +582,45 @@ def build_statistics(
 @app.command()
 def inspect(
     database: Annotated[str, typer.Argument(metavar="DATABASE", help="A folder, or a name on the Hub.")],
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="A trace, or a text like those to come: what it will gain.",
+        ),
+    ] = None,
+    tokenizer: Tokenizer = None,
 ) -> None:
-    """Show what a database holds, after verifying its checksums."""
+    """Show what a database holds, after verifying its checksums, and whether it will pay."""
     from hdraft.drafting.databases import storage
-    from hdraft.terminal import database_table, open_console
+    from hdraft.evaluation.prospects import foresee, measure, verdict
+    from hdraft.terminal import database_table, open_console, show_prospects
 
-    open_console().print(database_table(storage.inspect(database)))
+    console = open_console()
+    held = storage.inspect(database)
+    if against is None:
+        from hdraft.drafting.databases.opening import open_databases
+
+        stored, general = open_databases(*((database, None) if held["kind"] == "model" else (None, database)))
+        console.print(database_table(held))
+        console.print(str(foresee(cast(Any, general if stored is None else stored))), soft_wrap=True)
+        return
+    loaded, _ = _vocabulary(tokenizer, None, False)
+    with _refusals():
+        figures = measure(database, against, loaded)
+    console.print(database_table(held))
+    show_prospects(console, figures)
+    console.print(verdict(figures), soft_wrap=True)
 
 
 @app.command(cls=GroupedCommand)
 def replay(
     traces: Annotated[list[Path], typer.Argument(metavar="TRACE...", help="Recorded requests, .jsonl[.gz].")],
     method: Annotated[
-        Literal["hd", "published", "pld", "rest"],
-        typer.Option(help="The adaptive hierarchy, the published one, prompt lookup, or REST."),
+        Literal["hd", "retrieval", "published", "pld", "rest"],
+        typer.Option(help="The adaptive hierarchy, it without candidates, the published one, prompt lookup, or REST."),
     ] = "hd",
     budget: Annotated[
         int | None,
@@ -797,6 +845,76 @@ def bench(
     print(f"\nspeed-up over vanilla by subtask; all figures in {output / 'report.md'}")
 
 
+@app.command(cls=GroupedCommand)
+def record(
+    model: Model,
+    output: Annotated[
+        Path, typer.Option(metavar="TRACE", dir_okay=False, help="The trace, .jsonl; gone on with if it exists.")
+    ],
+    questions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", dir_okay=False, help="In Spec-Bench's format.", show_default="24 of its own"),
+    ] = None,
+    model_database: ModelDatabaseName = None,
+    statistics_database: StatisticsDatabaseName = None,
+    budget: Budget = 64,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X", min=0, callback=_number, help="Of sampling; 0 takes the likeliest.", show_default="0"
+        ),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="The most tokens of a turn.")] = 1024,
+    question_begin: Annotated[int | None, typer.Option(min=0, metavar="N", help="Index of the first question.")] = None,
+    question_end: Annotated[int | None, typer.Option(min=0, metavar="N", help="Index after the last question.")] = None,
+    system_prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The system prompt; '' for none.", show_default="the template's")
+    ] = None,
+    chat_template: ChatTemplate = "auto",
+    seed: Annotated[int, typer.Option(metavar="N", min=0, max=2**63 - 1, help="Of sampling.")] = 0,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """A model's own trace, for hdraft replay: what it answers, and what it finds likely at every position.
+
+    Stopped, the same command goes on from there.
+    """
+    from hdraft.evaluation.answering import Setup, choose_temperature
+    from hdraft.evaluation.methods import options_of_all
+    from hdraft.evaluation.questions import SMALL
+    from hdraft.evaluation.recording import METHOD
+    from hdraft.evaluation.recording import record as record_trace
+    from hdraft.loading import quieten
+    from hdraft.terminal import open_console, progress
+
+    quieten()
+    with _refusals():
+        setup = Setup(
+            model,
+            options_of_all([METHOD], model_database=model_database, statistics_database=statistics_database),
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            chat_template=chat_template,
+            system_prompt=None if system_prompt is None else _argument("--system-prompt", system_prompt),
+            temperature=choose_temperature(temperature, None),
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            budget=budget,
+        )
+    with progress(open_console(stderr=True)) as show:
+        requests = record_trace(
+            setup,
+            questions or SMALL,
+            output,
+            question_begin,
+            question_end,
+            lambda done, total: show("recording", done, total),
+        )
+    print(f"{output}: {requests} requests")
+
+
 @app.command("report")
 def report_again(
     folders: Annotated[
@@ -862,6 +980,11 @@ def _read_prompt(prompt: str | None, file: Path | None) -> str:
         return _argument("--prompt", prompt)
     if file is None and sys.stdin.isatty():
         raise CommandError("no prompt: give --prompt TEXT, --prompt-file FILE, or standard input")
+    return _read_text(file)
+
+
+def _read_text(file: Path | None) -> str:
+    """The text of a file, or of standard input."""
     try:
         return decode_text(sys.stdin.buffer.read() if file is None else file.read_bytes())
     except OSError as error:

@@ -109,14 +109,14 @@ def test_several_traces_are_one(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "options", "says"),
     [
-        ("magic", {}, "no method 'magic': there are hd, published, pld, rest"),
+        ("magic", {}, "no method 'magic': there are hd, retrieval, published, pld, rest"),
         ("pld", {"order": "W"}, "--order is for published, not for pld: leave it out"),
         ("hd", {"ngram_size": 3}, "--ngram-size is for published, not for hd"),
         ("hd", {"guess": 3}, "--guess is for published"),
         ("rest", {"statistics_database": "D_s", "previous_tokens": 3}, "--previous-tokens is for published"),
-        ("rest", {"statistics_database": "D_s", "model_database": "D_m"}, "--model-database is for hd and published"),
-        ("pld", {"statistics_database": "D_s"}, "--statistics-database is for hd and published and rest, not for pld"),
-        ("published", {"learn": True}, "--learn is for hd, not for published"),
+        ("rest", {"statistics_database": "D_s", "model_database": "D_m"}, "is for hd and retrieval and published"),
+        ("pld", {"statistics_database": "D_s"}, "is for hd and retrieval and published and rest, not for"),
+        ("published", {"learn": True}, "--learn is for hd and retrieval, not for published"),
         ("pld", {"adaptive": True}, "--adaptive is for hd, not for pld"),
         ("rest", {}, "REST drafts from D_s: give --statistics-database"),
         ("published", {"order": "WS"}, "--order WS asks S: give --model-database"),

@@ -43,6 +43,16 @@ def test_reads_requests(tmp_path: Path, name: str) -> None:
         ({**GOOD, "output_ids": [4, -1]}, r'"output_ids"\[1\] must be a token id, not -1'),
         ({**GOOD, "output_ids": [2**31]}, "not 2147483648"),
         ("[" * 100_000, "nested too deep"),
+        ({**GOOD, "candidates": [[3], [2]]}, "must each be a list for each output id"),
+        ({**GOOD, "candidates": [[3]], "log_probabilities": [[0]]}, "must each be a list for each output id"),
+        ({**GOOD, "candidates": [[3], [2, 1]], "log_probabilities": [[0], [0]]}, "all of one length"),
+        ({**GOOD, "candidates": [[3], [2]], "log_probabilities": [[0], 0]}, "all of one length"),
+        ({**GOOD, "candidates": [[], []], "log_probabilities": [[], []]}, "all of one length"),
+        ({**GOOD, "candidates": [[3] * 65] * 2, "log_probabilities": [[0] * 65] * 2}, "all of one length"),
+        ({**GOOD, "candidates": [[3], [-2]], "log_probabilities": [[0], [0]]}, '"candidates" must be token ids'),
+        ({**GOOD, "candidates": [[3], [2.0]], "log_probabilities": [[0], [0]]}, '"candidates" must be token ids'),
+        ({**GOOD, "candidates": [[3], [2]], "log_probabilities": [[0], ["0"]]}, '"log_probabilities" must be numbers'),
+        ({**GOOD, "candidates": [[3], [2]], "log_probabilities": [[0], [0.5]]}, '"log_probabilities" must be numbers'),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: object, says: str) -> None:

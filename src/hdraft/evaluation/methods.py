@@ -10,7 +10,7 @@
     retrieval          hd without the target's candidates: what they give is the difference
     hd                 Hierarchy Drafting as this project has it, the default: one tree from all of them
 
-`hdraft bench` and its report know all of them; `hdraft replay`, which runs no model, `pld`, `rest`, `published`, `hd`.
+`hdraft bench` and its report know all of them; `hdraft replay`, which runs no model, all from `pld` on but `lookahead`.
 """
 
 from collections.abc import Sequence
@@ -46,8 +46,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 UNDRAFTED = ("vanilla", "transformers", "transformers-pld")
 """The methods that none of our drafters drafts for."""
 
-REPLAYED = ("hd", "published", "pld", "rest")
-"""The methods that need no logits but the target's choice, which a trace records."""
+REPLAYED = ("hd", "retrieval", "published", "pld", "rest")
+"""The methods that need no more of the target than its choice, which a trace records, and its candidates there."""
 
 _ASKED = {"W": "context", "S": "model_database", "L": "statistics_database"}
 

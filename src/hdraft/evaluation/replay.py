@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hdraft.drafting import Drafter, DraftTree, Source
+from hdraft.drafting.drafter import Candidates, uses_candidates
 from hdraft.evaluation.costs import BUDGET, cost_curve
 from hdraft.evaluation.machine import machine
 from hdraft.evaluation.methods import method_options, open_drafter
@@ -133,7 +134,7 @@ def replay_files(
 
     Args:
         traces: see `read_trace`.
-        method: `hd`, `published`, `pld` or `rest`. An option below that it does not use is refused.
+        method: `hd`, `retrieval`, `published`, `pld` or `rest`. An option below that it does not use is refused.
         budget: the most draft tokens a step; 64 if it is not given, or as many as the cost curve goes up to.
         model_database: D_m, a folder or a name on the Hub (hd, published).
         statistics_database: D_s (hd, published, rest).
@@ -224,6 +225,7 @@ def replay(
     microseconds: list[float] = []
     total = sum(len(request.output_ids) for request in trace)
     done = 0
+    recycles = uses_candidates(drafter)
     for request in trace:
         both = (scores[ALL], scores.setdefault(request.category, Score()))
         output = request.output_ids
@@ -235,8 +237,9 @@ def replay(
             nanoseconds = perf_counter_ns() - start
             path = accepted_path(tree, output[emitted:-1])
             tokens = output[emitted : emitted + len(path) + 1]
+            candidates = None if not recycles else recorded_candidates(request, emitted, tree, path)
             start = perf_counter_ns()
-            session.extend(tokens)
+            session.extend(tokens, candidates=candidates)
             microseconds.append((nanoseconds + perf_counter_ns() - start) / 1000)
             emitted += len(tokens)
             steps += 1
@@ -254,6 +257,21 @@ def replay(
         if progress is not None:
             progress(done, total)
     return ReplayResult(scores, np.array(microseconds))
+
+
+def recorded_candidates(request: Request, emitted: int, tree: DraftTree, path: list[int]) -> Candidates | None:
+    """What a trace knows of a step's candidates, behind `emitted` tokens of output: those of the accepted nodes.
+
+    The rows of rejected nodes are not known; None where the trace has no candidates.
+    """
+    if request.candidates is None or request.log_probabilities is None:
+        return None
+    shape = 1 + len(tree), request.candidates.shape[1]
+    tokens, scores = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
+    rows = [0, *(1 + node for node in path)]
+    tokens[rows] = request.candidates[emitted : emitted + len(rows)]
+    scores[rows] = request.log_probabilities[emitted : emitted + len(rows)]
+    return Candidates(tree, tokens, scores)
 
 
 def accepted_path(tree: DraftTree, output_ids: npt.NDArray[np.integer]) -> list[int]:
