@@ -73,8 +73,8 @@ def load_texts(corpus: Path, docs: Path, source: Path, tokenizer: Tokenizer) -> 
         return list(tokenizer.encode(text).ids)
 
     def add_request(kind: str, prompt: Sequence[int], output: Sequence[int]) -> None:
-        ids = [np.array(part, np.int32) for part in ([end, *prompt], [*output, end])]
-        texts.requests.append(Request(str(len(texts.requests)), kind, *ids))
+        ids, output_ids = np.array([end, *prompt], np.int32), np.array([*output, end], np.int32)
+        texts.requests.append(Request(str(len(texts.requests)), kind, ids, output_ids))
 
     def add(kind: str, text: str, requests: int) -> None:
         """Put a whole text where it belongs; of a long one, windows become requests."""

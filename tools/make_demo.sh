@@ -16,5 +16,5 @@ work=build/demo_model demo=src/hdraft/demo
 .venv/bin/hdraft build model --model $demo/model --prompts $work/generation_prompts.jsonl --max-new-tokens 160 \
   --dtype float32 --generations $work/generations.jsonl --output $demo/database
 mkdir -p benchmarks/results
-.venv/bin/hdraft demo --model embedded --json benchmarks/results/demo.json | tee benchmarks/results/demo.txt
+.venv/bin/hdraft demo --model embedded
 .venv/bin/python tools/readme_results.py

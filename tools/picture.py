@@ -4,6 +4,7 @@ python tools/picture.py docs/run.svg
 """
 
 import argparse
+import re
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +14,7 @@ from hdraft.demo.comparison import compare, read_prompts
 from hdraft.loading import quieten
 from hdraft.terminal import legend, show_token
 
-PROMPT = "edit"
+PROMPT = "change"
 
 
 def main() -> None:
@@ -39,7 +40,9 @@ def main() -> None:
         f" hdraft {comparison.seconds_hdraft:.2f} s, {statistics.mean_accepted_tokens:.1f} tokens a forward pass"
     )
     console.print(legend())
-    console.save_svg(str(arguments.picture), title=f"{subject.name}: {prompt.kind}")
+    picture = console.export_svg(title=f"{subject.name}: {prompt.kind}")
+    fontless = re.sub(r"\s*@font-face \{.*?\}", "", picture, flags=re.DOTALL)  # from the web, and GitHub shows none
+    arguments.picture.write_text(fontless, encoding="utf-8")
 
 
 if __name__ == "__main__":

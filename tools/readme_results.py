@@ -1,6 +1,6 @@
 """Put what was measured into README.md, docs/drafting.md and docs/bench.md, between their markers.
 
-hdraft demo --json benchmarks/results/demo.json > benchmarks/results/demo.txt
+hdraft demo --json benchmarks/results/demo.json
 python benchmarks/drafting.py … --json benchmarks/results/drafting.json
 python benchmarks/bench.py --spec-bench question.jsonl
 DATA=… benchmarks/recorded.sh
@@ -18,9 +18,6 @@ from hdraft.evaluation.report import speedup_table
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
-EXCERPT = "problem-beekeeper"
-"""The prompt that README.md shows."""
-
 COLUMNS = {
     "tokens": ("tokens", ".0f"),
     "seconds_generate": ("`model.generate`", ".2f"),
@@ -30,15 +27,9 @@ COLUMNS = {
     "share_D_c": ("D_c", ".0%"),
     "share_D_m": ("D_m", ".0%"),
     "share_D_s": ("D_s", ".0%"),
+    "share_recycled": ("recycled", ".0%"),
     "share_model": ("model", ".0%"),
 }
-
-
-def run_excerpt(text: str) -> str:
-    """One prompt of a captured run, as a code block."""
-    prompts = re.split(r"(?m)^(?=\S+ \([a-z ]+\) ─)", text)
-    shown = next(prompt for prompt in prompts if prompt.startswith(EXCERPT))
-    return f"```\n{shown.rstrip()}\n```"
 
 
 def results(figures: dict[str, Any]) -> str:
@@ -47,9 +38,9 @@ def results(figures: dict[str, Any]) -> str:
     rows = [*figures["prompts"], {"id": "**mean**", **mean}]
     identical = sum(prompt["identical"] for prompt in figures["prompts"])
     lines = [
-        f"The embedded model in float32, on {machine['threads']} of {machine['cores']} cores of a processor that calls"
-        f" itself {machine['processor']!r}, torch {machine['torch']}: greedy, one run each, {identical} of"
-        f" {len(figures['prompts'])} outputs identical. Times are in seconds; MAT is the mean accepted tokens, tokens"
+        f"{figures['model']} in {figures['dtype']}, on {machine['threads']} of {machine['cores']} cores of a processor"
+        f" that calls itself {machine['processor']!r}, torch {machine['torch']}: one run each, {identical} of"
+        f" {len(figures['prompts'])} texts identical. Times are in seconds; MAT is the mean accepted tokens, tokens"
         " emitted for each forward pass; the last columns say where the tokens came from."
         f" {mean['overhead']:.1%} of hdraft's time is outside the model's forward passes.",
         "",
@@ -63,64 +54,68 @@ def results(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-_METHODS = {"pld": "prompt lookup", "rest": "REST", "published": "the published method", "hd": "hdraft"}
+_RECORDED = {"pld": "prompt lookup", "rest": "REST", "published": "the published method", "hd": "hdraft"}
 _EAGLE = {"query_product_rank": 3.91, "multiclass_product_classification": 4.01, "sentiment_analysis": 3.10}
 """The same of EAGLE's trained head, computed from the answer files that are published with its Spec-Bench fork."""
 
+_ON_GPU = {"vanilla": "captured steps without drafts", "pld": "with prompt lookup", "published": "the published method"}
 
-def recorded_results() -> str:
-    """What is accepted of recorded output: general questions, and repeated work."""
-    general = {name: read_json(f"recorded/{name}.json")["categories"]["all"]["mat"] for name in _METHODS}
+
+def headline(answered: dict[str, Any]) -> str:
+    """The strongest figures: recorded output, repeated work, a real model on a processor, a GPU."""
+    recorded = {name: read_json(f"recorded/{name}.json")["categories"]["all"]["mat"] for name in _RECORDED}
     repeated = read_json("recorded/hd-domain.json")["categories"]
-    others = ", ".join(f"{_METHODS[name]} {mat:.2f}" for name, mat in general.items() if name != "hd")
-    ours = " / ".join(f"{repeated[name]['mat']:.2f}" for name in _EAGLE)
-    theirs = " / ".join(f"{mat:.2f}" for mat in _EAGLE.values())
+    methods = {name: rows["all"] for name, rows in answered["methods"].items()}
+    gpu = read_json("gpu-h100/replays.json")["llama-2-7b-float16-captured"]
+    on_gpu = {name: each["categories"]["all"] for name, each in gpu["methods"].items()}
+    machine = answered["settings"]["machine"]
+
+    def faster(method: str) -> str:
+        return f"{methods[method]['speedup_over_transformers']:.2f}"
+
+    def on_card(method: str) -> str:
+        return f"{on_gpu[method]['speedup_over_transformers']:.1f}"
+
     rows = [
-        ["Spec-Bench, output of Vicuna-7B", f"**{general['hd']:.2f}**", others],
-        ["ranking / classifying products / sentiment, the same model", f"**{ours}**", f"EAGLE's trained head {theirs}"],
+        [
+            "tokens a forward pass, Vicuna-7B on Spec-Bench",
+            f"**{recorded['hd']:.2f}**",
+            ", ".join(f"{_RECORDED[name]} {mat:.2f}" for name, mat in recorded.items() if name != "hd"),
+        ],
+        [
+            "the same on repeated work: ranking / classifying products / sentiment",
+            "**" + " / ".join(f"{repeated[name]['mat']:.2f}" for name in _EAGLE) + "**",
+            "EAGLE's trained head " + " / ".join(f"{mat:.2f}" for mat in _EAGLE.values()),
+        ],
+        [
+            f"times as fast as `model.generate`, {_model_of(answered)} on Spec-Bench,"
+            f" {machine['threads']} processor cores",
+            f"**{faster('hd')}**",
+            f"its own prompt lookup {faster('transformers-pld')}, the published method {faster('published')}",
+        ],
+        [
+            f"the same at Llama-2-7B's size, one {gpu['machine']['accelerator'].removesuffix(' 80GB HBM3')}",
+            f"**{on_card('hd-63')}**",
+            ", ".join(f"{what} {on_card(name)}" for name, what in _ON_GPU.items()),
+        ],
     ]
     return "\n".join(
         [
-            "Tokens that one forward pass of the model yields, where ordinary decoding yields 1:",
-            "",
             "| | hdraft | others |",
             "| --- | --- | --- |",
             *(f"| {' | '.join(row)} |" for row in rows),
             "",
-            "Exact, by replaying recorded output with at most 64 draft tokens a step, on any machine"
-            " ([benchmarks/recorded.sh](benchmarks/recorded.sh); EAGLE's from its published answers).",
+            "The first two by replaying recorded output, at most 64 draft tokens a pass: exact, on any machine"
+            " ([how](benchmarks/recorded.sh)). The third in bfloat16, 48 questions"
+            " ([all figures](docs/bench.md#results)). The fourth with random weights of that shape and recorded"
+            " answers, prompts included ([all figures](docs/gpu.md)).",
         ]
     )
 
 
-GPU_METHODS = {
-    "transformers": "`model.generate`",
-    "vanilla": "hdraft without drafts",
-    "pld": "prompt lookup",
-    "published": "the published method",
-    "hd-63": "**hdraft**",
-}
-
-
-def gpu_results() -> str:
-    """Tokens a second on a GPU, over whole requests."""
-    figures = read_json("gpu-h100/replays.json")["llama-2-7b-float16-captured"]
-    machine, rows = figures["machine"], []
-    for method, name in GPU_METHODS.items():
-        whole = figures["methods"][method]["categories"]["all"]
-        speed, over = f"{whole['tokens_per_second']:.0f}", f"{whole['speedup_over_transformers']:.1f}"
-        rows.append([name, f"**{speed}**" if method == "hd-63" else speed, over, f"{whole['mat']:.2f}"])
-    return "\n".join(
-        [
-            f"Tokens a second at Llama-2-7B's size, float16, one request at a time, on one {machine['accelerator']}:",
-            "",
-            *table(["", "tokens a second", "times `generate`", "tokens a pass"], rows),
-            "",
-            f"Random weights of that shape, {whole['requests']} recorded Spec-Bench turns of at most 128 tokens, their"
-            " prompts' time included; `model.generate` on the first 4. All but that one take the same captured steps."
-            " [docs/gpu.md](docs/gpu.md) has the rest.",
-        ]
-    )
+def _model_of(figures: dict[str, Any]) -> str:
+    """The name of the model of a run of `hdraft bench`."""
+    return Path(figures["settings"]["model"]).name.partition(".")[0]
 
 
 def drafting_results(figures: dict[str, Any]) -> str:
@@ -242,9 +237,9 @@ BENCH_RUNS = {
 def bench_conditions(figures: dict[str, Any]) -> str:
     """The model, machine and versions of a run of `hdraft bench`."""
     settings = figures["settings"]
-    machine, model = settings["machine"], Path(settings["model"]).name.partition(".")[0]
+    machine = settings["machine"]
     return (
-        f"{model} in {settings['dtype']}, at most {settings['max_new_tokens']} new tokens a turn, on"
+        f"{_model_of(figures)} in {settings['dtype']}, at most {settings['max_new_tokens']} new tokens a turn, on"
         f" {machine['threads']} of {machine['cores']} cores of a processor that calls itself {machine['processor']!r},"
         f" torch {machine['torch']}, transformers {machine['transformers']}. Speed-up over `vanilla`, ordinary decoding"
         " by the same loop; MAT over all questions; turns with `vanilla`'s text."
@@ -263,6 +258,35 @@ def bench_results(runs: dict[str, dict[str, Any]]) -> str:
 def bench_summary(figures: dict[str, Any]) -> str:
     """The speed-up of every method by subtask, of one run."""
     return "\n".join([bench_conditions(figures), "", *speedup_table(figures)])
+
+
+def reference_results(figures: dict[str, Any]) -> str:
+    """Tokens a step on real edits, by how much was changed."""
+    methods = {
+        "reference": "as the reference",
+        "hd, in the prompt": "in the prompt, hd",
+        "pld, in the prompt": "in the prompt, prompt lookup",
+    }
+    rows = [
+        [
+            f"{row['changed'][0]:.0%} to {row['changed'][1]:.0%}",
+            row["kind"],
+            str(row["edits"]),
+            *(f"{row[name]:.2f}" for name in methods),
+        ]
+        for row in figures["table"]
+        if row["budget"] == 64 and (row["kind"] == "all" or row["changed"] == [0.05, 0.2])
+    ]
+    return "\n".join(
+        [
+            f"Tokens a step at a budget of 64, on {figures['table'][0]['edits']} real edits: files of two releases of"
+            f" {len(figures['packages'])} packages ({', '.join(figures['packages'])}), 5 to 20 % of the new file's"
+            " tokens changed in five places or more, chosen by a script before anything was measured. The new file is"
+            " the answer, the old one is given",
+            "",
+            *table(["changed", "files", "edits", *methods.values()], rows),
+        ]
+    )
 
 
 def lookahead_results(figures: dict[str, Any]) -> str:
@@ -307,19 +331,19 @@ def read_json(name: str) -> Any:
 
 def main() -> None:
     """Rewrite the documents."""
-    fill("README.md", "recorded", recorded_results())
-    fill("README.md", "gpu", gpu_results())
-    fill("README.md", "run", run_excerpt((RESULTS / "demo.txt").read_text(encoding="utf-8")))
+    measured = [name for name in BENCH_RUNS if (RESULTS / "bench" / name).exists()]
+    runs = {name: read_json(f"bench/{name}/report.json") for name in measured}
+    fill("README.md", "headline", headline(runs["spec-bench-48-greedy"]))
     fill("README.md", "results", results(read_json("demo.json")))
     fill("docs/drafting.md", "results", drafting_results(read_json("drafting.json")))
     fill("docs/drafting.md", "calibration", calibration_results(read_json("calibration.json")))
     fill("docs/drafting.md", "budget", budget_results(read_json("budget.json")))
     fill("docs/drafting.md", "first", first_results(read_json("first_requests.json")))
-    runs = {name: read_json(f"bench/{name}/report.json") for name in BENCH_RUNS}
     fill("README.md", "bench", bench_summary(runs["spec-bench-48-greedy"]))
     fill("docs/bench.md", "bench", bench_results(runs))
     fill("docs/bench.md", "building", building_results(read_json("building.json")))
     fill("docs/bench.md", "lookahead", lookahead_results(read_json("lookahead.json")))
+    fill("docs/drafting.md", "references", reference_results(read_json("references.json")))
     fill("docs/drafting.md", "time", time_results(read_json("steps.json"), read_json("scaling.json")))
 
 
