@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hdraft.evaluation.traces import read_trace
+from hdraft.evaluation.traces import Request, read_trace, trace_line
 
 GOOD = {"id": "82.0", "category": "qa", "prompt_ids": [1, 2], "output_ids": [3, 2]}
 
@@ -53,6 +53,7 @@ def test_reads_requests(tmp_path: Path, name: str) -> None:
         ({**GOOD, "candidates": [[3], [2.0]], "log_probabilities": [[0], [0]]}, '"candidates" must be token ids'),
         ({**GOOD, "candidates": [[3], [2]], "log_probabilities": [[0], ["0"]]}, '"log_probabilities" must be numbers'),
         ({**GOOD, "candidates": [[3], [2]], "log_probabilities": [[0], [0.5]]}, '"log_probabilities" must be numbers'),
+        ({**GOOD, "candidates": [[3], [2]], "log_probabilities": [[0], [-(10**400)]]}, "must be numbers from -1e"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: object, says: str) -> None:
@@ -84,3 +85,12 @@ def test_damaged_gzip_is_named(tmp_path: Path, damage: object) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none.jsonl: cannot be read \(No such file"):
         read_trace(tmp_path / "none.jsonl")
+
+
+def test_a_line_that_is_written_is_read_again(tmp_path: Path) -> None:
+    tokens, scores = np.array([[3, 1], [2, -1]], np.int32), np.array([[-0.123, -np.inf], [0.0, np.nan]], np.float32)
+    request = Request("a", "qa", np.array([1], np.int32), np.array([3, 2], np.int32), tokens, scores)
+    (again,) = read_trace(write(tmp_path, trace_line(request, more=1).strip()))
+    assert again.candidates is not None and again.candidates.tolist() == tokens.tolist()
+    assert again.log_probabilities is not None
+    assert again.log_probabilities.tolist() == pytest.approx(np.array([[-0.12, -1e6], [0.0, -1e6]]).tolist())

@@ -14,6 +14,7 @@ from hdraft.files import json_lines
 from hdraft.text import dump_json
 
 _WIDEST = 64  # candidates of a position
+_LOWEST = -1e6  # logarithm of a probability
 
 
 class TraceError(ValueError):
@@ -99,8 +100,8 @@ def _candidates(
     tokens, scores = [[value for row in each or () for value in row] for each in lists]
     if not all(type(token) is int and -1 <= token < 2**31 for token in tokens):
         raise TraceError(f'{where}: "candidates" must be token ids, or -1')
-    if not all(type(score) in (int, float) and score <= 0 for score in scores):
-        raise TraceError(f'{where}: "log_probabilities" must be numbers, none above 0')
+    if not all(type(score) in (int, float) and _LOWEST <= score <= 0 for score in scores):
+        raise TraceError(f'{where}: "log_probabilities" must be numbers from {_LOWEST:g} to 0')
     shape = rows, max(widths, default=1)
     return np.array(tokens, np.int32).reshape(shape), np.array(scores, np.float32).reshape(shape)
 
@@ -123,8 +124,10 @@ def trace_line(request: Request | None, **fields: Any) -> str:
     if request is not None:
         for name in ("id", "category", "prompt_ids", "output_ids", "candidates", "log_probabilities"):
             value = getattr(request, name)
+            if name == "log_probabilities" and value is not None:  # of tokens ruled out, or of no number, the lowest
+                value = np.nan_to_num(value.astype(float), nan=_LOWEST).clip(_LOWEST, 0).round(2)
             if isinstance(value, np.ndarray):
-                value = value.tolist() if value.dtype.kind == "i" else np.round(value.astype(float), 2).tolist()
+                value = value.tolist()
             if value is not None:
                 fields[name] = value
     return dump_json(fields)
