@@ -260,6 +260,26 @@ def bench_summary(figures: dict[str, Any]) -> str:
     return "\n".join([bench_conditions(figures), "", *speedup_table(figures)])
 
 
+def candidate_results(figures: dict[str, Any]) -> str:
+    """Tokens a pass with the target's candidates and without, by subtask."""
+    rows = figures["table"]
+    tasks = list(dict.fromkeys(row["subtask"] for row in rows))
+    named = {(row["run"], row["subtask"]): row for row in rows}
+    lines = [
+        [run, *(f"{named[run, task]['without']:.2f} → {named[run, task]['with']:.2f}" for task in tasks)]
+        for run in dict.fromkeys(row["run"] for row in rows)
+    ]
+    turns = len({(row["question"], row["turn"]) for row in figures["rows"]})
+    return "\n".join(
+        [
+            f"Tokens a pass without candidates and with them, SmolLM2-135M-Instruct in float32, {turns} turns of at most"
+            " 96 tokens, trees filled to the budget:",
+            "",
+            *table(["", *tasks], lines),
+        ]
+    )
+
+
 def reference_results(figures: dict[str, Any]) -> str:
     """Tokens a step on real edits, by how much was changed."""
     methods = {
@@ -343,6 +363,7 @@ def main() -> None:
     fill("docs/bench.md", "bench", bench_results(runs))
     fill("docs/bench.md", "building", building_results(read_json("building.json")))
     fill("docs/bench.md", "lookahead", lookahead_results(read_json("lookahead.json")))
+    fill("docs/drafting.md", "candidates", candidate_results(read_json("candidates.json")))
     fill("docs/drafting.md", "references", reference_results(read_json("references.json")))
     fill("docs/drafting.md", "time", time_results(read_json("steps.json"), read_json("scaling.json")))
 
