@@ -272,8 +272,8 @@ def candidate_results(figures: dict[str, Any]) -> str:
     turns = len({(row["question"], row["turn"]) for row in figures["rows"]})
     return "\n".join(
         [
-            f"Tokens a pass without candidates and with them, SmolLM2-135M-Instruct in float32, {turns} turns of at most"
-            " 96 tokens, trees filled to the budget:",
+            f"Tokens a pass without candidates and with them, SmolLM2-135M-Instruct in float32, {turns} turns of"
+            " at most 96 tokens, trees filled to the budget:",
             "",
             *table(["", *tasks], lines),
         ]
