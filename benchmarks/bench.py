@@ -12,6 +12,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -78,12 +79,7 @@ def main() -> None:
         output = arguments.work / run
         setup = Setup(model, options, dtype=dtype, temperature=temperature, max_new_tokens=arguments.max_new_tokens)
         with progress(console) as report:
-            figures = bench(
-                setup,
-                files[questions],
-                output,
-                progress=lambda done, of, run=run: report(run, done, of),  # type: ignore[misc]
-            )
+            figures = bench(setup, files[questions], output, progress=partial(report, run))
         print(run, *speedup_table(figures), "", sep="\n", flush=True)
         kept = RESULTS / run
         kept.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,7 @@ from hdraft.decoding.graphed.static_cache import SPARE, StaticCache, bucket
 from hdraft.decoding.graphed.static_step import PROGRAMS, ROWS, padded, whole_tiles
 from hdraft.decoding.masks import Span, padded_rows, tree_mask
 from hdraft.decoding.target import Target
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.drafting.methods import PublishedDrafter
 from hdraft.drafting.tree import DraftTree
 
@@ -689,3 +690,14 @@ def test_a_step_stays_on_the_device(name, attention):
         target.keep([1, 3])
         target.close(np.zeros(40, np.int64))
     assert {layer.keys.device.type for layer in target.cache.layers} == {"meta"}
+
+
+@pytest.mark.broken
+def test_where_the_likeliest_tokens_cannot_be_found_drafts_are_lost_and_no_text(model, monkeypatch, caplog):
+    monkeypatch.setattr(static, "likeliest", none_left)
+    compare(model, prompt(), {}, step="captured")
+    assert "likeliest tokens of" in caplog.text
+    drafter = HierarchyDrafter(VOCABULARY)
+    expected = model.generate(prompt(), max_new_tokens=20)
+    assert torch.equal(generate(model, prompt(), drafter, max_new_tokens=20, step="captured"), expected)
+    assert "drafts no more" in caplog.text

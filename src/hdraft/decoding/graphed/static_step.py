@@ -293,12 +293,10 @@ class StaticStepper:
     def _selection(self, rows: int) -> Program:
         """`_select` for so many rows, captured where steps are."""
         select = partial(self._select, rows)
-        select()
-        if self.kind == "static":
-            return select
         try:
-            return capture(select, self.device, self.pool)
-        except Exception as error:
+            select()
+            return select if self.kind == "static" else capture(select, self.device, self.pool)
+        except Exception as error:  # where drafts ask for it, it costs them, and here it would cost the text
             self.pool = graph_pool(self.device)
             logger.warning("likeliest tokens of %d rows are not captured: %s: %s", rows, type(error).__name__, error)
             return select
