@@ -3,14 +3,22 @@
 from typing import Any, cast
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Lfm2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen3_5TextConfig,
+    Qwen3Config,
+)
 
 VOCABULARY = 32000
 """Ids of Llama 2's tokenizer, of which the recorded tokens are; a model may know more."""
 
 _LLAMA_2: dict[str, Any] = {"vocab_size": VOCABULARY, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
 
-SHAPES: dict[str, LlamaConfig | Qwen3Config] = {
+SHAPES: dict[str, PretrainedConfig] = {
     "llama-2-7b": LlamaConfig(
         **_LLAMA_2, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
     ),
@@ -41,6 +49,28 @@ SHAPES: dict[str, LlamaConfig | Qwen3Config] = {
         head_dim=128,
         rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
     ),
+    "lfm2-350m": Lfm2Config(
+        vocab_size=65536,
+        hidden_size=1024,
+        intermediate_size=6656,
+        num_hidden_layers=16,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        full_attn_idxs=[2, 5, 8, 10, 12, 14],
+        conv_L_cache=3,
+    ),
+    "qwen3.5-0.8b": Qwen3_5TextConfig(
+        vocab_size=248320,
+        hidden_size=1024,
+        intermediate_size=3584,
+        num_hidden_layers=24,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=256,
+        linear_num_key_heads=16,
+        linear_num_value_heads=16,
+        tie_word_embeddings=True,
+    ),
     "tiny": LlamaConfig(
         **_LLAMA_2, hidden_size=64, intermediate_size=172, num_hidden_layers=2, num_attention_heads=4
     ),
@@ -53,6 +83,15 @@ SHAPES: dict[str, LlamaConfig | Qwen3Config] = {
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=32,
+    ),
+    "lfm2-tiny": Lfm2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        full_attn_idxs=[1],
     ),
 }
 """As published; the tiny ones are no model's, and are there to try the scripts on a CPU."""

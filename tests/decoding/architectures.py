@@ -128,11 +128,12 @@ FAMILIES: dict[str, tuple[str, dict]] = {
     "mpt": ("Mpt", {"vocab_size": VOCABULARY, "d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 128}),
 }
 CHAINS = {"bloom", "mpt", "falcon-alibi", "gpt-neo"}
-EAGER_ONLY = {"bloom", "gemma2", "gpt-neo", "gpt-oss", "gptj", "mpt"}  # transformers has no SDPA for them
+EAGER_ONLY = {"bloom", "gemma2", "gpt-neo", "gpt-oss", "gptj", "mamba2", "mpt"}  # transformers has no SDPA for them
 TEXT: dict[str, tuple[str, dict]] = {
     "llama-text": ("Llama", SMALL | {"vocab_size": 320}),
     "mistral-text": ("Mistral", SMALL | {"vocab_size": 320, "sliding_window": WINDOW}),
     "gpt2-text": ("GPT2", GPT | {"vocab_size": 320}),
+    "lfm2-text": ("Lfm2", SMALL | {"vocab_size": 320, "layer_types": ["conv", "full_attention"]}),
 }
 UNLISTED: dict[str, tuple[str, dict]] = {  # tried by the probe
     "cohere2": ("Cohere2", SMALL | {"sliding_window": WINDOW, "logit_scale": 1.0}),
@@ -158,6 +159,117 @@ UNLISTED: dict[str, tuple[str, dict]] = {  # tried by the probe
 }
 
 
+ENDS = {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": None}
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "num_hidden_layers": 3,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "head_dim": 16,
+}
+SPARSE = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_chunk_size": 8}
+HYBRIDS: dict[str, tuple[str, dict]] = {  # states beside keys and values: chains, as a trial tells
+    "qwen3-next": ("Qwen3Next", SMALL | LINEAR | SPARSE),
+    "qwen3.5": ("Qwen3_5", SMALL | LINEAR),
+    "qwen3.5-moe": ("Qwen3_5Moe", SMALL | LINEAR | SPARSE),
+    "lara-mini": (
+        "LaraMini",
+        SMALL
+        | LINEAR
+        | SPARSE
+        | {"sliding_window": WINDOW}
+        | {"layer_types": ["linear_attention", "sliding_attention", "full_attention"]},
+    ),
+    "olmo-hybrid": ("OlmoHybrid", SMALL | LINEAR | {"num_key_value_heads": 4}),
+    "kimi-linear": (
+        "KimiLinear",
+        SMALL
+        | {"num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+        | {"num_key_value_heads": 4, "kv_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16}
+        | {"v_head_dim": 12}
+        | {"linear_head_dim": 16, "linear_num_heads": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
+        | {"moe_intermediate_size": 32, "mlp_layer_types": ["dense", "sparse", "sparse"]},
+    ),
+    "lfm2": ("Lfm2", SMALL | {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]}),
+    "lfm2-moe": (
+        "Lfm2Moe",
+        SMALL
+        | {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"], "num_experts": 4}
+        | {"num_experts_per_tok": 2, "moe_intermediate_size": 32, "num_dense_layers": 1},
+    ),
+    "lfm3": (
+        "Lfm3",
+        SMALL
+        | {"num_hidden_layers": 3, "layer_types": ["conv", "sliding_attention", "full_attention"]}
+        | {"sliding_window": WINDOW, "head_dim": 16},
+    ),
+    "mamba2": (
+        "Mamba2",
+        {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 16}
+        | {"state_size": 8, "n_groups": 2, "chunk_size": 8, "tie_word_embeddings": False}
+        | ENDS,
+    ),
+    "bamba": (
+        "Bamba",
+        SMALL | MAMBA | {"num_hidden_layers": 3, "attn_layer_indices": [1], "num_key_value_heads": 2},
+    ),
+    "falcon-h1": ("FalconH1", SMALL | MAMBA | {"mamba_d_ssm": 128}),
+    "granite-hybrid": (
+        "GraniteMoeHybrid",
+        SMALL
+        | MAMBA
+        | MOE
+        | {"num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+        | {"shared_intermediate_size": 32, "position_embedding_type": "rope"},
+    ),
+    "nemotron-h": (
+        "NemotronH",
+        SMALL
+        | {"layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"], "num_hidden_layers": 4}
+        | {"ssm_state_size": 8, "mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2, "chunk_size": 8}
+        | {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16}
+        | {"moe_shared_expert_intermediate_size": 32},
+    ),
+    "zamba2": (
+        "Zamba2",
+        {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4}
+        | {"layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"], "mamba_d_state": 8}
+        | {"n_mamba_heads": 8, "mamba_ngroups": 2, "chunk_size": 8, "num_attention_heads": 4, "num_mem_blocks": 1}
+        | {"adapter_rank": 8, "tie_word_embeddings": False}
+        | ENDS,
+    ),
+    "inkling": (
+        "Inkling",
+        {key: value for key, value in SMALL.items() if key != "tie_word_embeddings"}
+        | {"layer_types": ["hybrid_sliding", "hybrid"], "sliding_window_size": WINDOW, "head_dim": 16}
+        | {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 16, "d_rel": 8, "rel_extent": 64}
+        | {"mlp_layer_types": ["dense", "sparse"], "n_routed_experts": 4, "num_experts_per_tok": 2}
+        | {"moe_intermediate_size": 32, "n_shared_experts": 1, "logits_mup_width_multiplier": 1.0},
+    ),
+    "bailing-hybrid": (
+        "BailingHybrid",
+        SMALL
+        | {"num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+        | {"num_key_value_heads": 4, "kv_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16}
+        | {"v_head_dim": 12}
+        | {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1}
+        | {"moe_intermediate_size": 32, "mlp_layer_types": ["dense", "sparse", "sparse"]},
+    ),
+    "zaya": (
+        "Zaya",
+        SMALL | {"head_dim": 16, "num_experts": 4, "moe_intermediate_size": 32, "router_hidden_size": 16},
+    ),
+}
+
+
 def attentions(name: str) -> tuple[str, ...]:
     return ("eager",) if name in EAGER_ONLY else ("eager", "sdpa")
 
@@ -170,14 +282,14 @@ def why_not(name: str) -> str | None:
 
 
 @functools.cache
-def build(name: str, attention: str = "sdpa") -> PreTrainedModel:
+def build(name: str, attention: str | None = None) -> PreTrainedModel:
     if (reason := why_not(name)) is not None:
         raise SkipTest(reason)  # pytest skips; benchmarks/lossless.py, which does without it, asks first
-    prefix, options = (FAMILIES | UNLISTED | TEXT)[name]
+    prefix, options = (FAMILIES | UNLISTED | TEXT | HYBRIDS)[name]
     config_class = getattr(transformers, f"{prefix}TextConfig", None) or getattr(transformers, f"{prefix}Config")
     model_class = getattr(transformers, f"{prefix}ForCausalLM", None) or getattr(transformers, f"{prefix}LMHeadModel")
     config = config_class(**options)
-    config._attn_implementation = attention
+    config._attn_implementation = attention or attentions(name)[-1]
     torch.manual_seed(sum(map(ord, name)))
     model = model_class(config).eval()
     with torch.no_grad():

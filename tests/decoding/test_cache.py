@@ -6,7 +6,8 @@ import transformers
 from architectures import build
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from hdraft.decoding.cache import GrowingCache, GrowingLayer, UnknownLayerError
+from hdraft.decoding.cache import GrowingCache, UnknownLayerError
+from hdraft.decoding.growing_layer import GrowingLayer
 
 HEADS, SIZE = 2, 3
 
@@ -82,8 +83,8 @@ def test_layers_of_a_model():
 
 
 def test_unknown_layers_are_named():
-    config = transformers.Qwen3NextConfig(num_hidden_layers=2, layer_types=["linear_attention", "full_attention"])
-    with pytest.raises(UnknownLayerError, match="LinearAttention"):
+    config = transformers.DeepseekV32Config(vocab_size=99, num_hidden_layers=2)
+    with pytest.raises(UnknownLayerError, match="Indexed"):
         GrowingCache(config)
 
 

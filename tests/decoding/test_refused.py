@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from architectures import PROMPT, SMALL, VOCABULARY, build
+from architectures import MOE, PROMPT, SMALL, VOCABULARY, build
 from oracle import OracleDrafter
 from transformers import DynamicCache, GenerationConfig
 
@@ -101,7 +101,6 @@ def test_the_docs_list_every_option():
         {"assistant_tokenizer": "x"},
         {"custom_generate": "transformers-community/dola"},
         {"synced_gpus": True},
-        {"inputs_embeds": torch.zeros(1, 3, 64)},
         {"past_key_values": DynamicCache()},
     ],
     ids=lambda arguments: next(iter(arguments)),
@@ -185,27 +184,18 @@ def test_no_cache_where_that_changes_tokens():
     assert "use_cache" in refusal(generate, build("llama-dynamic-ntk"), prompt(), use_cache=False)
 
 
-RECURRENT = {
-    "Mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
+STATES_OF_THEIR_OWN = {
     "Rwkv": {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32},
-    "Lfm2": SMALL,
-    "Lfm2-conv": SMALL | {"layer_types": ["conv", "full_attention"]},
-    "Qwen3Next": SMALL
-    | {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
-    | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
-    | {"layer_types": ["linear_attention", "full_attention"], "head_dim": 16},
     "RecurrentGemma": {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "attention_window_size": 8},
-    "Jamba": SMALL | {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "use_mamba_kernels": False},
-    "FalconH1": SMALL | {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_state": 8, "mamba_d_head": 8},
+    "MiniMax": SMALL | {"head_dim": 16} | MOE,
 }
 
 
-@pytest.mark.parametrize("name", RECURRENT)
-def test_recurrent_and_convolutional_states(name):
-    prefix = name.split("-")[0]
-    config = getattr(transformers, f"{prefix}Config")(**{"vocab_size": VOCABULARY} | RECURRENT[name])
+@pytest.mark.parametrize("name", STATES_OF_THEIR_OWN)
+def test_states_that_are_not_in_the_cache(name):
+    config = getattr(transformers, f"{name}Config")(**{"vocab_size": VOCABULARY} | STATES_OF_THEIR_OWN[name])
     with torch.device("meta"):  # refused by its configuration: no weights needed
-        model = getattr(transformers, f"{prefix}ForCausalLM")(config)
+        model = getattr(transformers, f"{name}ForCausalLM")(config)
     message = refusal(generate, model, prompt())
     assert type(model).__name__ in message and "dropped" in message
 
@@ -227,7 +217,7 @@ def test_bugs_inside_are_not_taken_for_refusals(monkeypatch):
     def fail(config):
         raise KeyError("bug")
 
-    monkeypatch.setattr(support, "check_layers", fail)
+    monkeypatch.setattr(support, "keeps_states", fail)
     with pytest.raises(KeyError):
         support.check_model(build("llama"))
 

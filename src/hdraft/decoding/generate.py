@@ -43,7 +43,9 @@ from hdraft.decoding.options import (
     check_prepared,
     check_references,
     check_vocabulary,
+    later_passes,
     pop_cache,
+    prompt_length,
     sort_prepared,
     text_positions,
 )
@@ -196,11 +198,14 @@ def _prepare(
         drafter = request.drafter_for(model)
         request = replace(request, drafter=drafter)
         check_options(vars(generation_config), vars(model.generation_config))
-        cache, extras = sort_prepared(model, arguments, user)
-        continued = check_prepared(model, input_ids, cache, attention_mask, generation_config)
-        positions = text_positions(model, position_ids)
+        cache, extras, of_prompt = sort_prepared(model, arguments, user)
+        continued = check_prepared(model, input_ids, cache, attention_mask, generation_config, of_prompt)
+        positions = text_positions(model, position_ids, sees=of_prompt is not None)
         check_vocabulary(model, drafter)
         check_references(drafter, request.references)
+        if of_prompt is not None:
+            of_prompt |= {"attention_mask": attention_mask, "position_ids": position_ids}
+            extras |= later_passes(model, input_ids, of_prompt)
         if attention_mask is not None and bool(attention_mask.all()):
             attention_mask = None  # no padding: as later versions of `generate` say it themselves
         shape = draft_shape(model)
@@ -210,7 +215,8 @@ def _prepare(
         costs = learnt if request.costs is None and weighs_costs(drafter) else request.costs
         request = replace(request, costs=costs, learnt=learnt)
         limits = [criterion.max_length for criterion in stopping_criteria if isinstance(criterion, MaxLengthCriteria)]
-        chunk = generation_config.prefill_chunk_size
+        ahead = prompt_length(input_ids, of_prompt) - input_ids.shape[1]
+        chunk = generation_config.prefill_chunk_size if of_prompt is None else None
         target = Target(
             model,
             shape,
@@ -220,9 +226,11 @@ def _prepare(
             prefills_in_chunks=chunk is not None,
             step=step,
             budget=0 if drafter is None else request.budget + lookahead_nodes(drafter),
-            max_length=int(min(limits, default=UNLIMITED)),
+            max_length=int(min(limits, default=UNLIMITED)) + ahead,
             device=input_device(model, input_ids.device),
             extras=extras,
+            of_prompt=of_prompt,
+            ahead=ahead,
         )
         choice = _choice(target, input_ids.long(), logits_processor, stopping_criteria, generation_config)
     keep_cache = continued is not None or bool(generation_config.return_dict_in_generate)
@@ -256,7 +264,7 @@ def _choice(
     plain = all(type(criterion) in (MaxLengthCriteria, EosTokenCriteria) for criterion in criteria)
     if plain and not (options.do_sample or len(processors) or recorded):
         ends = [criterion.eos_token_id.tolist() for criterion in criteria if isinstance(criterion, EosTokenCriteria)]
-        return Argmax(input_ids, frozenset(chain.from_iterable(ends)), target.max_length, target.ranks)
+        return Argmax(input_ids, frozenset(chain.from_iterable(ends)), target.max_length - target.ahead, target.ranks)
     return Processed(
         input_ids,
         processors,

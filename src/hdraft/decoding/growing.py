@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hdraft.decoding.cache import GrowingCache
@@ -16,6 +16,7 @@ from hdraft.decoding.logs import say_once
 from hdraft.decoding.models.compiling import is_compiled, uncompiled
 from hdraft.decoding.models.experts import decoding_kernels, most_rows
 from hdraft.decoding.models.names import cache_argument, takes
+from hdraft.decoding.models.time_steps import limited_modules, unlimited
 from hdraft.drafting.drafter import UNLIMITED
 from hdraft.drafting.tree import DraftTree
 
@@ -39,6 +40,8 @@ class GrowingStepper:
         self.extras = extras
         self.compiled = is_compiled(model)
         self.most_rows = 0  # of a pass with the kernels of decoding: none while the prompt is read
+        self.decoding = False  # the prompt has been read
+        self._limited: list[nn.Module] = []
         self._cache_name = cache_argument(model)
         self._takes_positions = takes(model, "position_ids")
         self._takes_logits_to_keep = takes(model, "logits_to_keep")
@@ -65,19 +68,27 @@ class GrowingStepper:
             self._inputs["logits_to_keep"] = 1 + len(tree)
         if mask is not None:
             self._inputs["attention_mask"] = mask
-        self._text = len(text)
+        self._asked = 1 + len(tree)
+
+    def prepare_prompt(self, inputs: Mapping[str, Any]) -> None:
+        """Take the inputs of a pass over a whole prompt, as the model has prepared them, for `run`."""
+        self._inputs = {name: value for name, value in inputs.items() if name not in ("use_cache", "return_dict")}
+        self._asked = 1
 
     def run(self) -> Tensor:
         """Run the pass: float[1 + n, vocabulary], the logits after the last text token and after each node."""
         inputs, self._inputs = self._inputs, {}
-        rows = inputs["input_ids"].shape[1]
+        read = inputs.get("input_ids")
+        rows = (inputs["inputs_embeds"] if read is None else read).shape[1]
         with ExitStack() as settings:
             if self.compiled:
                 settings.enter_context(uncompiled())
+            if rows > 1:
+                settings.enter_context(unlimited(self._limited))
             if rows <= self.most_rows:
                 settings.enter_context(decoding_kernels(self.model))
             outputs = self.model(**inputs, use_cache=True, return_dict=True)
-        logits: Tensor = outputs.logits[0, self._text - 1 - rows :]
+        logits: Tensor = outputs.logits[0, -self._asked :]
         return logits
 
     def keep(self, length: int, path: list[int]) -> None:
@@ -86,7 +97,9 @@ class GrowingStepper:
 
     def start_decoding(self) -> None:
         """Run passes with the kernels that `generate` decodes with, from now on: the prompt has been read."""
-        if not self.most_rows:
+        if not self.decoding:
+            self.decoding = True
+            self._limited = limited_modules(self.model) if len(self.cache.states) else []
             self.most_rows = most_rows(self.model)
             if self.most_rows < UNLIMITED:
                 say_once(

@@ -19,6 +19,7 @@ from hdraft.decoding.stats import GenerationStats, Stopwatch
 from hdraft.decoding.target import Target
 from hdraft.decoding.verification import Choice, most_likely, verify
 from hdraft.drafting.drafter import lookahead_nodes
+from hdraft.drafting.hierarchy.chains import ChainRule
 from hdraft.drafting.tree import DraftTree, Source
 
 Ids = npt.NDArray[np.int64]
@@ -53,10 +54,10 @@ def draft_and_verify(
     stats = GenerationStats() if request.statistics is None else request.statistics
     watch = Stopwatch(stats)
     prompt = _ids(choice)
-    target.resume(prompt)
-    text = _prefill(target, prompt[target.length :], prefill_chunk, watch)
+    text = _prefill(target, target.resume(prompt), prefill_chunk, watch)
     watch.lap()
-    drafts = Drafts(request.active_drafter, prompt, request.costs, request.references)
+    drafts = Drafts(request.active_drafter, target.readable(prompt), request.costs, request.references)
+    chains = None if request.costs is None else ChainRule(request.costs)
     watch.lap("drafting")
     finished = False
     try:
@@ -64,7 +65,7 @@ def draft_and_verify(
             if target.restarts(choice.sequence):
                 text = _ids(choice)
             watch.lap()
-            tree, branch = _draft(drafts, target, len(text), request)
+            tree, branch = _draft(drafts, target, len(text), request, chains)
             watch.lap("drafting")
             began = watch.last
             logits = target.forward(text, tree.beside(branch) if len(branch) else tree)
@@ -74,7 +75,7 @@ def draft_and_verify(
             choice.read(logits[: 1 + len(tree)])
             watch.lap("model")
             if request.learnt is not None and len(text) == 1 and not target.seconds_preparing:
-                request.learnt.record(len(tree), watch.last - began)
+                request.learnt.record(target.rows - 1 - len(branch), watch.last - began)
             tokens, nodes, finished = verify(tree, choice, request.streamer)
             watch.lap("verification")
             target.keep(nodes[: len(tokens) - 1])
@@ -86,6 +87,8 @@ def draft_and_verify(
             text = np.array(tokens[-1:])
             sources = [Source(source) for source in tree.sources[nodes].tolist()]
             stats.add(tokens, sources, len(tree), target.stepper.kind)
+            if chains is not None:
+                chains.record(target.rows - 1, len(tokens))
             watch.lap()
             yield Emitted(tokens, [*sources, *[None] * (len(tokens) - len(nodes))], finished)
             watch.skip()
@@ -112,15 +115,20 @@ def _prefill(target: Target, text: Ids, chunk: int | None, watch: Stopwatch) -> 
     return text
 
 
-def _draft(drafts: Drafts, target: Target, text: int, request: DecodingRequest) -> tuple[DraftTree, DraftTree]:
+def _draft(
+    drafts: Drafts, target: Target, text: int, request: DecodingRequest, chains: ChainRule | None
+) -> tuple[DraftTree, DraftTree]:
     """The tree to verify behind `text` tokens, and the lookahead branch to run beside it: rank 0's, on every rank."""
     budget = request.budget if target.static is None else whole_tiles(request.budget)
     deepest = target.deepest_draft(text)
-    depth = min(target.max_length - target.length - text - 1, deepest)
+    depth = min(target.max_length - target.verified - text - 1, deepest)
     if depth <= 0:
         return NO_DRAFT, NO_DRAFT
-    tree = target.ranks.tree(drafts.propose(budget, depth), budget)
+    tree = drafts.propose(budget, depth)
     if target.chains_only and len(tree):
         tree = tree.best_chain(budget)
+        if chains is not None and target.rereads:
+            tree = chains.cut(tree, len(target.unread))
+    tree = target.ranks.tree(tree, budget)
     branch, room = drafts.branch(deepest), lookahead_nodes(request.active_drafter)
     return tree, target.ranks.tree(branch, room) if room else branch

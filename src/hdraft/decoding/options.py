@@ -5,15 +5,17 @@
 
 import re
 from collections.abc import Mapping, Sequence, Set
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from transformers import Cache, GenerationConfig, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
 from hdraft.decoding.cache import GrowingCache
 from hdraft.decoding.logs import say_once
-from hdraft.decoding.models.names import CACHE, generate_arguments, may_take, takes
+from hdraft.decoding.models.names import CACHE, generate_arguments, may_take, prepared_cache_argument, takes
 from hdraft.decoding.models.support import Shape, UnsupportedError, rope_limits
 from hdraft.drafting.drafter import Drafter, check_ids, lookahead_nodes, takes_references, vocabulary_size
 
@@ -76,8 +78,16 @@ ONLY_HOW = _names(
 FOR_MODEL = _names("attention_mask position_ids logits_to_keep use_cache token_type_ids mm_token_type_ids", *CACHE)
 """Arguments of a model's forward that the user may give; any other is refused."""
 
-INPUTS = re.compile(r"embeds|encoder|decoder|cross|pixel|image|video|audio|input_features|input_values|labels")
-"""Arguments beside the token ids that a model's answer depends on: refused, also where `generate` has made them."""
+REFUSED_INPUTS = re.compile(r"encoder_|decoder|cross|labels")
+"""Arguments beside the token ids that a model's answer depends on and that are refused, also where `generate` has made
+them: of encoder-decoders, and of layers that attend to something else in every pass."""
+
+OF_PROMPT = re.compile(r"pixel|image|video|audio|grid|features|feature_|input_values|inputs_embeds|per_layer_inputs")
+"""Arguments that the prompt's pass takes, and no later one: what a processor makes of pictures and sound. What comes
+beside them goes with them."""
+
+_SIZES = re.compile(r"grid|sizes|second_per")
+"""Of those, what says nothing without the pictures themselves."""
 
 _DECIDED = _names("use_cache logits_to_keep output_attentions output_hidden_states")  # by `check_options`, or by hdraft
 
@@ -177,14 +187,28 @@ def check_model_arguments(arguments: Mapping[str, Any]) -> None:
     Raises:
         UnsupportedError: its message names the argument, the reason and the way out.
     """
-    for name, value in arguments.items():
-        if not _is_empty(value) and (name not in FOR_MODEL or _has_types(name, value)):
-            raise _not_token_ids(name)
+    given = {name for name, value in arguments.items() if not _is_empty(value)}
+    refused = given - FOR_MODEL if not any(map(is_of_prompt, given)) else set(filter(REFUSED_INPUTS.search, given))
+    if refused:
+        raise _not_token_ids(min(refused))
 
 
-def sort_prepared(
-    model: PreTrainedModel, arguments: Mapping[str, Any], user: UserArguments | None
-) -> tuple[Cache | None, dict[str, Any]]:
+class Prepared(NamedTuple):
+    """The arguments that `generate` hands on for the model's forward, sorted.
+
+    Attributes:
+        cache: to go on from, the user's if that is known.
+        extras: what every forward pass is to be given; an integer stands for a tensor of one for each token.
+        of_prompt: all arguments, where some are for the prompt's pass alone: what it is given, by
+            `prepare_inputs_for_generation`. None for a prompt of token ids.
+    """
+
+    cache: Cache | None
+    extras: dict[str, Any]
+    of_prompt: dict[str, Any] | None
+
+
+def sort_prepared(model: PreTrainedModel, arguments: Mapping[str, Any], user: UserArguments | None) -> Prepared:
     """Sort the arguments that `generate` hands on for the model's forward.
 
     Args:
@@ -193,32 +217,40 @@ def sort_prepared(
         user: what the user gave. None if that is not known: then an argument that this version's signatures do not
             have is the user's.
 
-    Returns:
-        The cache to go on from, the user's if that is known; and what every forward pass is to be given.
-
     Raises:
         UnsupportedError: an argument that cannot be honoured; its message names it, the reason and the way out.
     """
     asked = arguments.keys() - generate_arguments() if user is None else user.names
     cache: Cache | None = None if user is None else user.cache
     extras = dict[str, Any]()
+    given = {name: value for name, value in arguments.items() if not (isinstance(value, Cache) or _is_empty(value))}
+    sees = any(is_of_prompt(name) for name in given)
     for name, value in arguments.items():
         if isinstance(value, Cache):
             cache = value if user is None else cache  # `generate` may have made one
-        elif _is_empty(value) or name in _DECIDED:
+        elif _is_empty(value) or name in _DECIDED or is_of_prompt(name):
             pass
-        elif INPUTS.search(name) or _has_types(name, value) or (name in asked and name not in FOR_MODEL):
+        elif REFUSED_INPUTS.search(name) or (name in asked and name not in FOR_MODEL and not sees):
             raise _not_token_ids(name)
         elif name in TOKEN_TYPES:
-            if name == "token_type_ids" and takes(model, name):
+            if _has_types(name, value) and not sees:
+                raise _not_token_ids(name)
+            if name == "token_type_ids" and takes(model, name) and not sees:
                 extras[name] = 0
+        elif sees and name in asked:
+            pass
         elif isinstance(value, Tensor) and value.ndim:
             say_once(f"{name} of this version's generate is left to the model: hdraft does not know how it goes on")
         elif takes(model, name):
             extras[name] = value
         else:
             say_once(f"{name} of this version's generate is left out: {type(model).__name__} does not take it")
-    return cache, extras
+    return Prepared(cache, extras, given if sees else None)
+
+
+def is_of_prompt(name: str) -> bool:
+    """Whether an argument is for the prompt's pass alone."""
+    return name in MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL or OF_PROMPT.search(name) is not None
 
 
 def _is_empty(value: Any) -> bool:
@@ -232,7 +264,7 @@ def _has_types(name: str, value: Any) -> bool:
 
 def _not_token_ids(name: str) -> UnsupportedError:
     return UnsupportedError(
-        f"{name} is not supported: hdraft passes token ids to the model and nothing else; leave it out,"
+        f"{name} is not supported: a step of hdraft passes token ids to the model and nothing else; leave it out,"
         " or use model.generate"
     )
 
@@ -243,6 +275,7 @@ def check_prepared(
     cache: Cache | None,
     attention_mask: Tensor | None,
     options: GenerationConfig,
+    of_prompt: Mapping[str, Any] | None = None,
 ) -> GrowingCache | None:
     """Refuse batches, masks and caches that cannot be honoured, once `generate` has prepared them.
 
@@ -260,13 +293,13 @@ def check_prepared(
         raise UnsupportedError(
             "use_cache=False is not supported with dynamic or longrope scaling, as it changes tokens: leave it out"
         )
-    length = input_ids.shape[1]
+    length = prompt_length(input_ids, of_prompt)
     covered = getattr(options, "_mask_length", length) if attention_mask is None else attention_mask.shape[1]
     if covered != length:
         raise ValueError(f"attention_mask covers {covered} tokens and input_ids {length}: pass the whole sequence")
     if attention_mask is not None and not may_take(model, "attention_mask"):
         raise UnsupportedError(f"{type(model).__name__} takes no attention_mask: leave it out, or use model.generate")
-    if cache is None or not (isinstance(cache, GrowingCache) or cache.get_seq_length()):  # `generate`'s own
+    if cache is None or not (isinstance(cache, GrowingCache) or _holds_text(cache)):  # `generate`'s own
         return None
     own = pop_cache({"past_key_values": cache})
     if options.prefill_chunk_size is not None and any(limit.switch for limit in rope_limits(config)):
@@ -279,17 +312,52 @@ def check_prepared(
     return own
 
 
-def text_positions(model: PreTrainedModel, position_ids: Tensor | None) -> Tensor | None:
-    """The positions of text, int[1, m], also where the model counts in several dimensions: for text they are equal.
+def later_passes(model: PreTrainedModel, input_ids: Tensor, of_prompt: Mapping[str, Any]) -> dict[str, Any]:
+    """What every pass behind a prompt that sees is to be given: the `extras` of `Prepared`.
 
     Raises:
-        UnsupportedError: they are not, as behind an image.
+        UnsupportedError: `generate` shows the model pictures or sound in every pass, as where layers attend to them
+            each time; its message names the argument, the reason and the way out.
+    """
+    config = model.config.get_text_config(decoder=True)
+    if any(limit.switch for limit in rope_limits(config)):
+        raise UnsupportedError(
+            f"{type(model).__name__} reads its prompt again at the switch of its longrope, without what it saw:"
+            " use model.generate for it"
+        )
+    cache = {prepared_cache_argument(model): GrowingCache(config)}
+    inputs = cast(Any, model).prepare_inputs_for_generation(
+        input_ids, next_sequence_length=1, is_first_iteration=False, **of_prompt, **cache
+    )
+    for name, value in inputs.items():
+        if is_of_prompt(name) and not _is_empty(value) and not _SIZES.search(name):
+            raise UnsupportedError(f"{type(model).__name__} takes {name} in every pass: use model.generate for it")
+    return {} if inputs.get("token_type_ids") is None else {"token_type_ids": 0}
+
+
+def prompt_length(input_ids: Tensor, of_prompt: Mapping[str, Any] | None) -> int:
+    """Tokens that the prompt's pass reads: those of `input_ids`, int[1, m], or of embeddings in their place."""
+    embeddings = None if of_prompt is None else of_prompt.get("inputs_embeds")
+    return int((input_ids if embeddings is None else embeddings).shape[1])
+
+
+def text_positions(model: PreTrainedModel, position_ids: Tensor | None, sees: bool = False) -> Tensor | None:
+    """The positions of text, int[1, m], also where the model counts in several dimensions: for text they are equal.
+
+    Where the prompt `sees`, they are so for its last token, and behind it. (Before those of pictures, of which there
+    are three, there may be one more row, which numbers the tokens.)
+
+    Raises:
+        UnsupportedError: they are not.
     """
     if position_ids is None or position_ids.ndim == 2:
         return position_ids
-    if position_ids.ndim != 3 or not bool((position_ids == position_ids[:1]).all()):
-        raise UnsupportedError(f"{type(model).__name__} gives a token several positions: use model.generate for it")
-    return position_ids[0]
+    rows = position_ids[1:] if sees and len(position_ids) == 4 else position_ids
+    compared = rows[..., -1:] if sees else rows
+    if position_ids.ndim != 3 or not bool((compared == compared[:1]).all()):
+        where = "the prompt's last token" if sees else "a token"
+        raise UnsupportedError(f"{type(model).__name__} gives {where} several positions: use model.generate for it")
+    return rows[0]
 
 
 def check_vocabulary(model: PreTrainedModel, drafter: Drafter | None) -> None:
@@ -331,6 +399,12 @@ def check_lookahead(model: PreTrainedModel, shape: Shape, drafter: Drafter | Non
             f"{type(model).__name__} verifies single chains of draft tokens, and a lookahead branch is a tree:"
             " make the drafter with window=0, or use another"
         )
+
+
+def _holds_text(cache: Cache) -> bool:
+    if any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
+        return bool(cache.get_seq_length())
+    return any(any(getattr(layer, "has_previous_state", {}).values()) for layer in cache.layers)
 
 
 def _windows(cache: GrowingCache) -> list[tuple[type, int | None]]:

@@ -29,6 +29,7 @@ from hdraft.decoding.models.support import (
     PositionLimit,
     Shape,
     embedding_weight,
+    placeholders,
     restore_frequencies,
     rope_limits,
     scaled_modules,
@@ -37,6 +38,10 @@ from hdraft.decoding.models.support import (
 from hdraft.decoding.models.walking import parameters_of
 from hdraft.drafting.drafter import UNLIMITED, Candidates
 from hdraft.drafting.tree import DraftTree
+
+MOST_UNREAD = 16
+"""Tokens to be read again, where a rejected draft means that, above which a pass takes no draft, so that they are read
+for good."""
 
 LONG_TEXT = 512
 """Tokens of text in one step above which a draft behind them costs more than it saves: it needs a mask, which forgoes
@@ -49,9 +54,13 @@ class Target:
     Attributes:
         ranks: the processes that run the model.
         chains_only: whether the model makes its own masks, so that every draft is a single path.
-        max_length: the most tokens that the sequence may have.
+        max_length: the most tokens that the sequence may have, those `ahead` of it included.
+        ahead: tokens that were read and are not of the sequence: a prompt of embeddings.
         cache: the keys and values of the tokens verified so far, unless a static stepper holds them.
         length: how many those are.
+        unread: int64[m], verified tokens behind those: a rejected draft took them out of a model's states with it. The
+            next pass reads them again.
+        rows: tokens and nodes of the last pass.
         mixes_frequencies: whether cached keys are rotated by frequencies of several lengths of the text.
         growing: runs the prompt's passes and dynamic steps.
         static: where static steps are taken; None where steps are dynamic.
@@ -73,6 +82,8 @@ class Target:
         max_length: int = UNLIMITED,
         device: torch.device | None = None,
         extras: Mapping[str, Any] | None = None,
+        of_prompt: Mapping[str, Any] | None = None,
+        ahead: int = 0,
     ) -> None:
         """Prepare for a sequence.
 
@@ -88,6 +99,9 @@ class Target:
             max_length: the most tokens that the sequence may have.
             device: where the model takes its inputs, see `input_device`; its own unless given.
             extras: what else every forward pass is given; an integer stands for a tensor of one for each token.
+            of_prompt: what the prompt's pass is given instead, by `prepare_inputs_for_generation`: pictures, sound,
+                embeddings.
+            ahead: how many more tokens the prompt's pass reads than the sequence has, of those embeddings.
         """
         config = model.config.get_text_config(decoder=True)
         self.model = model
@@ -102,7 +116,10 @@ class Target:
         self.scaled = scaled_modules(model)
         self.cache = GrowingCache(config) if cache is None else cache
         self.length: int = self.cache.get_seq_length()
-        self.max_length = max_length
+        self.unread = np.empty(0, np.int64)
+        self.rows = 0
+        self._pass: tuple[npt.NDArray[np.int64], DraftTree] | None = None  # the last one, until it is verified
+        self.max_length, self.ahead, self._of_prompt = max_length, ahead, of_prompt
         self.attention_mask = attention_mask
         self.position_ids = position_ids
         # padding before the last prompt token: how far positions lag behind the sequence
@@ -122,10 +139,18 @@ class Target:
         if self.growing.compiled and self.static is None and max_length < UNLIMITED:  # and not a probe
             say_once(f"{type(model).__name__}: dynamic steps, each of another shape, run as before torch.compile")
 
-    def resume(self, ids: npt.NDArray[np.int64]) -> None:
-        """Go on from the cache as far as it holds the prompt `ids`, int64[m], at its positions, and drop the rest."""
+    def resume(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Go on from the cache as far as it holds the prompt `ids`, int64[m], at its positions, and drop the rest.
+
+        Returns:
+            What is still to be read: int64[n], the last of `ids`; for a prompt that sees, any n of its length.
+        """
+        if self._of_prompt is not None:
+            self.cache.reset()  # it does not know what was seen
+            self.length = 0
+            return np.concatenate((np.zeros(self.ahead, np.int64), ids))
         if not self.length:
-            return
+            return ids
         self.restore()
         tokens, cached = self._described(ids), self.cache.tokens
         if self.cache.model != hash(model_state(self.model)) or self._rotates_otherwise(tokens, cached):
@@ -134,6 +159,11 @@ class Target:
         if kept < self.length:
             logger.info("the cache holds another text: of its %d tokens, %d are used", self.length, kept)
         self.length = kept
+        return ids[kept:]
+
+    def readable(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Of the prompt `ids`, those that are text: no placeholders of what was seen, which none may draft."""
+        return ids if self._of_prompt is None else ids[~np.isin(ids, placeholders(self.model.config))]
 
     def restore(self) -> None:
         """Undo what long texts leave behind in the model, so that tokens do not depend on earlier requests."""
@@ -142,16 +172,22 @@ class Target:
     def close(self, sequence: npt.NDArray[np.int64] | None = None) -> None:
         """End the sequence, int64[m]; its keys and values are in `cache` afterwards, unless it is not given."""
         self.restore()
+        if self._pass is not None and len(self.cache.states):  # it was broken off, and the states are of no text
+            self.cache.reset()
+            self.length = 0
         self.cache.tokens, self.cache.model = NO_TOKENS, 0
-        if sequence is not None and not self.mixes_frequencies:
+        if sequence is not None and not self.mixes_frequencies and self._of_prompt is None:
             self.cache.tokens = self._described(sequence)[: self.length]
             self.cache.model = hash(model_state(self.model))
+            self.cache.states.mark()
         self.stepper = self.growing
         if self.static is not None:
             self.static.close(self.length, keep=sequence is not None)
 
     def _obstacle(self) -> str | None:
         """The reason why steps of this sequence cannot be the same program every time; None where they can."""
+        if len(self.cache.states):
+            return "it keeps recurrent or convolutional states"
         if self.chains_only:
             return "the model makes its own masks"
         if self.growing.extras:
@@ -171,10 +207,29 @@ class Target:
             return "autocast is on"
         return None
 
+    @property
+    def verified(self) -> int:
+        """The tokens of the sequence that are verified and behind which the next text follows."""
+        return self.length + len(self.unread)
+
+    @property
+    def rereads(self) -> bool:
+        """Whether a rejected draft means that the text of its step is read again."""
+        return len(self.cache.states) > 0 and self.cache.states.recur()
+
     def deepest_draft(self, text: int) -> int:
         """How deep a draft behind `text` more tokens may go: not at all, or so far that no position limit is passed."""
-        if text > LONG_TEXT or (text > 1 and self.attention_mask is not None):
+        text += len(self.unread)
+        if (self._of_prompt is not None or len(self.cache.states)) and not self.growing.decoding:
+            return 0  # the prompt's pass is as `generate` takes it
+        if text > (MOST_UNREAD if self.rereads else LONG_TEXT):
             return 0
+        if text > 1 and self.attention_mask is not None and not self.chains_only:
+            return 0
+        return self.places_behind(text)
+
+    def places_behind(self, text: int) -> int:
+        """How deep a draft behind `text` more tokens may go, as far as limits of positions are concerned."""
         depth = UNLIMITED
         for limit in self.limits:
             for reached in {self.length + text, self.length + text - self.lag}:
@@ -201,23 +256,28 @@ class Target:
         if inputs.get(name) is not None:
             return False
         self.cache.reset()
-        self.length = 0
+        self.length, self.unread = 0, self.unread[:0]
         return True
 
     def forward(self, text: npt.NDArray[np.int64], tree: DraftTree = NO_DRAFT) -> Tensor:
-        """One forward pass over m tokens of text and the tree behind them.
+        """One forward pass over what is unread, m tokens of text, and the tree behind them.
 
         Args:
-            text: int64[m], the tokens that follow the cached ones; at least one.
+            text: int64[m], the tokens that follow; at least one.
             tree: its n nodes follow the last of them.
 
         Returns:
             float[1 + n, vocabulary], the logits after the last text token and after each node.
         """
-        m = len(text)
+        text, self.unread = np.concatenate((self.unread, text)), self.unread[:0]
+        m, self.rows = len(text), len(text) + len(tree)
         static = self._static_stepper(1 + len(tree)) if m == 1 and self.length else None
         if static is None:
-            self.growing.prepare(text, tree, self._positions(m, tree), self._mask(m, tree))
+            if self._of_prompt is not None and not self.length:
+                self.growing.prepare_prompt(self._prompt_inputs(text[self.ahead :]))
+                self._of_prompt = {}
+            else:
+                self.growing.prepare(text, tree, self._positions(m, tree), self._mask(m, tree))
             self.stepper, self.seconds_preparing = self.growing, 0.0
             reached = self.length - self.lag
             self.mixes_frequencies |= any(0 < reached <= limit.positions < reached + m for limit in self.rotary_limits)
@@ -225,6 +285,11 @@ class Target:
         else:
             self.stepper = static
             self.seconds_preparing = static.prepare(int(text[0]), tree, self.length, self._position())
+        if len(self.cache.states):
+            self.cache.states.thaw()
+            if len(tree):
+                self.cache.states.hold()
+        self._pass = text, tree
         self.inputs_ready = perf_counter()
         logits = self.stepper.run()
         self.length += m
@@ -235,18 +300,30 @@ class Target:
         rows = 1 + len(tree)
         both = self.stepper.likeliest() if isinstance(self.stepper, StaticStepper) else likeliest(logits[:rows])
         tokens, scores = (each[:rows].numpy(force=True) for each in both)
+        if self._of_prompt is not None and len(shown := placeholders(self.model.config)):
+            tokens = np.where(np.maximum.accumulate(np.isin(tokens, shown), axis=1), -1, tokens)
         return Candidates(tree, tokens, scores)
 
     def keep(self, path: list[int]) -> None:
         """Keep, of the tree just forwarded, the nodes on `path`, in ascending order, and drop the others."""
+        assert self._pass is not None, "a pass comes before"
         self.growing.start_decoding()
+        (text, tree), self._pass = self._pass, None
+        states, rejected = self.cache.states, len(tree) - len(path)
+        if len(states) and rejected and not states.drop(rejected):
+            self.length -= len(text)
+            self.unread = np.concatenate((text, tree.tokens[path]))
+            path = []
         self.stepper.keep(self.length, path)
         self.length += len(path)
+        states.release()
 
     def forget(self, length: int) -> None:
-        """Forget all tokens after the first `length`, all of them of the last step."""
-        self.length = length
-        self.keep([])
+        """Forget all tokens after the first `length`, all of them of the last step; states only if it had a draft."""
+        if self._pass is not None and len(self._pass[1]):
+            self.cache.states.drop(self.rows)
+        self.length, self._pass = length, None
+        self.stepper.keep(length, [])
 
     def _static_stepper(self, rows: int) -> StaticStepper | None:
         """The stepper of a static step of so many rows, with the sequence in it; None where the step has to grow."""
@@ -276,6 +353,16 @@ class Target:
                 told = known[0, : len(ids)].numpy(force=True)
                 tokens[: len(told), column] = told
         return tokens
+
+    def _prompt_inputs(self, ids: npt.NDArray[np.int64]) -> dict[str, Any]:
+        """What `generate` would give the model in the pass over a prompt that sees, with token ids int64[m]."""
+        inputs: dict[str, Any] = cast(Any, self.model).prepare_inputs_for_generation(
+            torch.from_numpy(ids)[None].to(self.device),
+            is_first_iteration=True,
+            **dict(self._of_prompt or {}),
+            **{prepared_cache_argument(self.model): self.cache},
+        )
+        return inputs
 
     def _position(self) -> int:
         """The position of the next token of text."""

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from hdraft.decoding.cache import GrowingCache, GrowingLayer
+from hdraft.decoding.cache import GrowingCache
+from hdraft.decoding.growing_layer import GrowingLayer
 
 LEAST = 256
 """Slots in the smallest bucket."""

@@ -4,6 +4,7 @@ Whether a model can verify a tree, or a single chain only, is known for the fami
 is tried once, on the model itself (`probe.py`).
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, cast
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hdraft.decoding.cache import UnknownLayerError, check_layers
+from hdraft.decoding.cache import UnknownLayerError, keeps_states
 from hdraft.decoding.models.names import takes
 from hdraft.decoding.models.walking import modules_of
 
@@ -29,8 +30,8 @@ TREES = frozenset(
 CHAINS = frozenset({"bloom", "mpt"})
 """Model types, also in the tests, that place their bias by cache slot (ALiBi): there siblings would be misplaced."""
 
-CONVOLUTIONAL = frozenset({"lfm2", "lfm2_moe"})
-"""Model types with convolutional states that do not declare themselves stateful."""
+IN_MODULES = frozenset({"recurrent_gemma"})
+"""Model types that keep states in their modules, whatever their cache looks like."""
 
 MASKED_ATTENTION = frozenset({"eager", "sdpa"})
 """Attention implementations that take any mask."""
@@ -49,7 +50,7 @@ class PositionLimit(NamedTuple):
 
 
 def check_model(model: PreTrainedModel) -> None:
-    """Refuse a model whose cache can neither drop nor branch.
+    """Refuse a model that keeps what rejected draft tokens cannot be taken out of.
 
     Raises:
         UnsupportedError: its message names the reason and the way out.
@@ -60,19 +61,28 @@ def check_model(model: PreTrainedModel) -> None:
         raise UnsupportedError(f"{type(model).__name__} is an encoder-decoder, hdraft drafts for decoders: {way_out}")
     if not model.can_generate():
         raise UnsupportedError(f"{type(model).__name__} has no language modelling head: load AutoModelForCausalLM")
-    stateful = model._is_stateful or not cast(Any, model)._supports_default_dynamic_cache()
-    state = "a state of its own" if stateful or config.model_type in CONVOLUTIONAL else None
+    own = config.model_type in IN_MODULES or not cast(Any, model)._supports_default_dynamic_cache()
+    state = "a state of its own" if own else None
     if state is None:
         if not hasattr(config, "num_hidden_layers"):
             raise UnsupportedError(f"{type(model).__name__} does not say how many layers it caches: {way_out}")
         try:
-            check_layers(config)
+            if not keeps_states(config) and model._is_stateful:
+                state = "a state beside its cache"
         except UnknownLayerError as error:
-            state = f"a {error}, more than keys and values"
+            state = f"a {error}, more than keys and values or known states"
     if state is not None:
         raise UnsupportedError(
             f"{type(model).__name__} keeps {state}, from which rejected draft tokens cannot be dropped: {way_out}"
         )
+
+
+_PLACEHOLDER = re.compile(r"(image|video|audio|vision|speech)(_soft|_pad)?_token_(id|index)")
+
+
+def placeholders(config: PretrainedConfig) -> list[int]:
+    """The ids in a prompt that stand for pictures and sound, and are never written."""
+    return [value for name, value in vars(config).items() if _PLACEHOLDER.fullmatch(name) and isinstance(value, int)]
 
 
 def known_shape(model: PreTrainedModel) -> Shape | None:
