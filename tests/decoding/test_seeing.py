@@ -244,7 +244,7 @@ def test_what_must_be_shown_in_every_pass_is_refused_by_name(monkeypatch):
         return prepare(self, input_ids, **kwargs) | shown
 
     monkeypatch.setattr(type(model), "prepare_inputs_for_generation", always)
-    with pytest.raises(UnsupportedError, match="takes (pixel_values|mm_encoder_outputs) in every pass"):
+    with pytest.raises(UnsupportedError, match=r"takes (pixel_values|mm_encoder_outputs) in every pass"):
         generate(model, ids, **tensors)
 
 
