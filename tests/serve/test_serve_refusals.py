@@ -271,6 +271,12 @@ def test_schemas_that_cannot_be_had(tiny: Running, monkeypatch: pytest.MonkeyPat
     pytest.importorskip("xgrammar", reason="xgrammar is not installed")
     assert refused(post(tiny.url, wanted({"type": "nonsense"})))["param"] == "response_format"
     assert refused(post(tiny.url, wanted({"enum": ["x" * 70_000]})))["param"] == "response_format"
+    deep: dict[str, Any] = {"type": "string"}
+    for _ in range(400):
+        deep = {"type": "array", "items": deep}
+    for schema in (deep, {"type": "string", "pattern": "("}, {"$ref": "#/nowhere"}, {"enum": []}):
+        status, answer = post(tiny.url, wanted(schema))
+        assert status == 200 or refused((status, answer))["param"] == "response_format"
 
 
 def test_a_failure_is_told_and_not_shown(
