@@ -357,3 +357,17 @@ def test_only_chains_reach_such_a_model():
     oracle, _ = compare(build("lfm2"), prompt(4), kind=OracleDrafter)
     assert any(len(set(tree.parents.tolist())) < len(tree) for tree in oracle.trees)  # though trees were proposed
     assert isinstance(oracle.trees[0], DraftTree)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_a_fork_of_a_cache_goes_its_own_way(name):
+    model = build(name)
+    output = generate(model, prompt(), None, max_new_tokens=12, return_dict_in_generate=True)
+    told, cache = output.sequences, output[output_cache_field()]
+    fork = cache.fork(len(cache.tokens))
+    assert fork.nbytes > 0
+    for given, seed in ((cache, 9), (fork, 10)):
+        longer = torch.cat((told, prompt(6, seed)), dim=1)
+        assert generate(model, longer, cache=given, max_new_tokens=9).tolist() == (
+            model.generate(longer, max_new_tokens=9).tolist()
+        )

@@ -1,5 +1,6 @@
 """The cache of one sequence: what each layer keeps of the tokens read, from which rejected drafts can be taken out."""
 
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ class UnknownLayerError(LookupError):
 
 NO_TOKENS = np.empty((0, 3), np.int64)
 
+_KNOWN = GrowingLayer, StateLayer
+
 
 class GrowingCache(Cache):
     """A `GrowingLayer` or a `StateLayer` in the place of each layer of transformers' `DynamicCache`; for one sequence.
@@ -53,22 +56,41 @@ class GrowingCache(Cache):
             return super().get_seq_length(layer_idx)
         return len(self.tokens)
 
-    def agree(self, tokens: npt.NDArray[np.int64]) -> int:
-        """Keep, of the cached tokens, the first that are those of `tokens`, but its last; returns how many."""
+    def agrees(self, tokens: npt.NDArray[np.int64]) -> int:
+        """How many tokens `agree` would keep."""
         m = min(len(self.tokens), len(tokens) - 1)
         differ = np.flatnonzero((self.tokens[:m] != tokens[:m]).any(-1))
         kept = int(differ[0]) if len(differ) else m
-        layers = [layer for layer in self.layers if isinstance(layer, GrowingLayer) and layer.is_initialized]
-        if not all(layer.holds(kept) for layer in layers):
-            kept = 0
         if len(self.states) and (kept < len(self.tokens) or not self.states.unchanged()):  # no way back
-            kept = 0
+            return 0
+        return kept if all(layer.holds(kept) for layer in self._used()) else 0
+
+    def agree(self, tokens: npt.NDArray[np.int64]) -> int:
+        """Keep, of the cached tokens, the first that are those of `tokens`, but its last; returns how many."""
+        kept = self.agrees(tokens)
         if kept:
             self.keep(kept, [])
             self.tokens = self.tokens[:kept]
         else:
             self.reset()
         return kept
+
+    def fork(self, length: int) -> "GrowingCache":
+        """Another cache with the first `length` tokens, as many as `agrees` said; neither changes the other."""
+        other = copy(self)
+        other.layers = [layer.fork(length) if isinstance(layer, _KNOWN) else copy(layer) for layer in self.layers]
+        other.states = HeldStates(layer for layer in other.layers if isinstance(layer, StateLayer))
+        other.states.mark()
+        other.tokens = self.tokens[:length]
+        return other
+
+    @property
+    def nbytes(self) -> int:
+        """Of all buffers and states."""
+        return sum(layer.nbytes for layer in self.layers if isinstance(layer, _KNOWN))
+
+    def _used(self) -> list[GrowingLayer]:
+        return [layer for layer in self.layers if isinstance(layer, GrowingLayer) and layer.is_initialized]
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last tokens; see `GrowingLayer.crop`."""

@@ -120,6 +120,21 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         visible = length if self.window is None else min(length, self.window - 1)
         return length <= self.length and length - self.dropped >= visible
 
+    def fork(self, length: int) -> "GrowingLayer":
+        """Another layer with the first `length` tokens, which must be held; neither changes the other."""
+        other = GrowingLayer(self.window)
+        if self.is_initialized:
+            end = length - self.dropped
+            begin = end - (length if self.window is None else min(length, self.window - 1))
+            keys, values = (buffer[:, :, begin:end].clone() for buffer in (self.key_buffer, self.value_buffer))
+            other.hold(keys, values, length)
+        return other
+
+    @property
+    def nbytes(self) -> int:
+        """Of its buffers."""
+        return self.key_buffer.nbytes + self.value_buffer.nbytes if self.is_initialized else 0
+
     def get_seq_length(self) -> int:
         """Tokens seen so far."""
         return self.length

@@ -11,6 +11,7 @@ and nothing is read again:
 """
 
 from collections.abc import Iterable
+from copy import deepcopy
 from typing import Any, cast
 
 import torch
@@ -65,6 +66,15 @@ class StateLayer(LinearAttentionLayer):
         """Keep the inputs of passes no longer."""
         self._inputs = None
 
+    def fork(self, length: int) -> "StateLayer":
+        """Another layer like it, of all the text that it has read; neither changes the other."""
+        return deepcopy(self)
+
+    @property
+    def nbytes(self) -> int:
+        """Of its states."""
+        return sum(state.nbytes for state in self.states())
+
     def thaw(self) -> None:
         """Make states writable that a pass in inference mode has made, outside of it."""
         for kind in (self.conv_states, self.recurrent_states):
@@ -91,6 +101,16 @@ class HybridLayer(StateLayer, GrowingLayer):  # type: ignore[override]
         """Forget everything."""
         StateLayer.reset(self)  # type: ignore[no-untyped-call]
         GrowingLayer.__init__(self, self.window)
+
+    def fork(self, length: int) -> "HybridLayer":
+        """See `StateLayer.fork`."""
+        return deepcopy(self)
+
+    @property
+    def nbytes(self) -> int:
+        """Of its states, and of the buffers of keys and values."""
+        buffers = self.key_buffer.nbytes + self.value_buffer.nbytes if self.is_initialized else 0
+        return buffers + sum(state.nbytes for state in self.states())
 
     def crop(self, tokens_to_remove: int) -> None:
         """See `StateLayer.crop`."""
