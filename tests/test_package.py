@@ -23,6 +23,7 @@ LAYERS = [
     "terminal",
     "chat",
     "demo",
+    "serve",
     "cli",
 ]
 

@@ -155,6 +155,7 @@ class GroupedCommand(TyperCommand):
             "Decoding",
             "max_new_tokens do_sample temperature top_k top_p min_p repetition_penalty no_repeat_ngram_size seed",
         ),
+        ("The server", "host port api_key no_key max_context queue cache_memory drafter_state"),
         ("Run and output", "output num_workers stats as_json cost json_file"),
         ("Arguments", "traces"),
     )
@@ -490,6 +491,90 @@ def chat_command(
             **options,
         )
     converse(chat, lambda error: _explain(error)[0])
+
+
+@app.command("serve", cls=GroupedCommand)
+def serve_command(
+    model: Model,
+    host: Annotated[str, typer.Option(metavar="HOST", help="The address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="The port; 0 for one that is free.")] = 8000,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY",
+            envvar="HDRAFT_API_KEY",
+            help="Who shows none of these is refused; what is learnt stays with its key; repeatable.",
+        ),
+    ] = None,
+    no_key: Annotated[bool, typer.Option("--no-key", help="Serve other machines without a key.")] = False,
+    chat_template: ChatTemplate = "auto",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    model_database: ModelDatabaseName = None,
+    statistics_database: StatisticsDatabaseName = None,
+    learning: Annotated[
+        bool, typer.Option("--learn", help="Let answers join D_m: later ones to the same key draft from them.")
+    ] = False,
+    drafter_state: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", file_okay=False, help="Keep there what is learnt, and go on from it when started again."
+        ),
+    ] = None,
+    budget: Budget = 64,
+    step: Step = "auto",
+    max_context: Annotated[
+        int | None,
+        typer.Option(
+            min=2, metavar="N", help="The most tokens of prompt and answer together.", show_default="the model's own"
+        ),
+    ] = None,
+    queue: Annotated[int, typer.Option(min=0, metavar="N", help="How many requests may wait for their turn.")] = 16,
+    cache_memory: Annotated[
+        int, typer.Option(min=0, metavar="MB", help="Memory for conversations between their turns.")
+    ] = 1024,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """An OpenAI-compatible server for one machine, and a page that shows where every token comes from.
+
+    It answers at /v1/chat/completions and /v1/completions, one request after another; see docs/serve.md.
+    """
+    try:
+        from hdraft.serve import server
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn", "prometheus_client"):
+            raise
+        raise CommandError(f"hdraft serve needs {error.name}: pip install 'hdraft[serve]'") from None
+    from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
+    from hdraft.loading import load_target, quieten
+    from hdraft.serve.tenants import Tenants
+
+    keys = [_argument("--api-key", key) for key in api_key or ()]
+    server.check_keys(host, keys, no_key)
+    with server.open_socket(host, port) as listener:
+        if drafter_state is not None:
+            files.try_folder(drafter_state)
+        quieten()
+        server.log_requests(debugging=os.environ.get("HDRAFT_DEBUG", "0") not in ("", "0"))
+        target, tokenizer = load_target(model, dtype, device, trust_remote_code)
+        with _refusals():
+            drafter = HierarchyDrafter.for_model(target, tokenizer, model_database, statistics_database, learn=learning)
+            tenants = Tenants(drafter, keys, drafter_state)
+            service = server.make_service(
+                server.name_of_model(model),
+                target,
+                tokenizer,
+                tenants,
+                host=host,
+                keys=keys,
+                chat_template=chat_template,
+                budget=budget,
+                step=None if step == "auto" else step,
+                max_context=max_context,
+                queue=queue,
+                cache_bytes=cache_memory * 1_000_000,
+            )
+        server.run(service, listener)
 
 
 @build.command("model")

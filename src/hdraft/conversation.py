@@ -1,5 +1,6 @@
 """Turns of a conversation as prompts: a chat template over what was said so far."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class Conversation:
 
     def __init__(self, tokenizer: Any, template: str = "auto", system: str | None = None) -> None:
         self.tokenizer = tokenizer
-        self.template = _source(tokenizer, template)
+        self.template = template_source(tokenizer, template)
         system = _SYSTEM.get(template, "") if system is None else system
         self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
 
@@ -76,9 +77,9 @@ class Conversation:
             ids = self._encode([*self.messages, *turns])
         except ConversationError as error:
             if self.messages and self._takes(turns):
-                reason = _reason(error.__cause__ or error)
+                cause = reason(error.__cause__ or error)
                 raise ConversationError(
-                    f"the chat template takes no system prompt ({reason}): give none, or another --chat-template"
+                    f"the chat template takes no system prompt ({cause}): give none, or another --chat-template"
                 ) from error
             raise
         if self.messages and self._takes(turns) and ids == self._encode(turns):
@@ -99,24 +100,46 @@ class Conversation:
                 check_text(message["content"])
             except ValueError as error:
                 raise ConversationError(f"what the {message['role']} says is {error}") from None
-        try:
-            encoded = self.tokenizer.apply_chat_template(
-                messages, chat_template=self.template, add_generation_prompt=True, return_dict=True
-            )
-        except Exception as error:  # a template is a program of its own
-            reason = _reason(error)
-            raise ConversationError(f"the chat template fails ({reason}): try another --chat-template") from error
-        ids = list(encoded["input_ids"])
-        if not ids:
-            raise ConversationError("the chat template makes no token of the text: try another --chat-template")
-        return ids
+        return encode_messages(self.tokenizer, self.template, messages)
 
 
-def _reason(error: BaseException) -> str:
+def encode_messages(
+    tokenizer: Any, template: str, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None
+) -> list[int]:
+    """The prompt of the next answer, as token ids.
+
+    Args:
+        tokenizer: the target's, of transformers.
+        template: the text of a chat template, see `template_source`.
+        messages: as the template takes them; their texts hold no half characters.
+        tools: descriptions of functions that the model may call, where the template renders them.
+
+    Raises:
+        ConversationError: the template fails, or makes nothing of them.
+    """
+    try:
+        encoded = tokenizer.apply_chat_template(
+            messages, chat_template=template, tools=tools, add_generation_prompt=True, return_dict=True
+        )
+    except Exception as error:  # a template is a program of its own
+        raise ConversationError(f"the chat template fails ({reason(error)}): try another --chat-template") from error
+    ids = list(encoded["input_ids"])
+    if not ids:
+        raise ConversationError("the chat template makes no token of the text: try another --chat-template")
+    return ids
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what went wrong, as within a template."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
-def _source(tokenizer: Any, name: str) -> str:
+def template_source(tokenizer: Any, name: str) -> str:
+    """The text of a chat template: `auto` for the tokenizer's own, one of `TEMPLATES`, or a file.
+
+    Raises:
+        ConversationError: there is none.
+    """
     if name == "auto":
         if tokenizer.chat_template is None:
             raise ConversationError(

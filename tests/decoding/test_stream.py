@@ -11,7 +11,7 @@ from oracle import OracleDrafter
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TextIteratorStreamer
 
-from hdraft.decoding import Statistics, StreamedToken, UnsupportedError, generate, stream
+from hdraft.decoding import GrowingCache, Statistics, StreamedToken, UnsupportedError, generate, stream, stream_steps
 from hdraft.decoding.models.support import restore_frequencies
 from hdraft.decoding.stream import TextPieces
 from hdraft.drafting.tree import Source
@@ -59,6 +59,43 @@ def test_tokens_come_as_they_are_verified_and_without_grad_mode_leaking():
     model.zero_grad()
     tokens.close()
     assert drafter.closed == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "top_k": 7}], ids=["greedy", "sampled"])
+def test_steps_have_the_tree_and_the_targets_own_logits(options):
+    model = build("llama")
+    drafter = oracle(model, prompt(), max_new_tokens=NEW, **options)
+    torch.manual_seed(1)
+    expected = model.generate(prompt(), max_new_tokens=NEW, output_logits=True, return_dict_in_generate=True, **options)
+    torch.manual_seed(1)
+    tokens, rows, trees = [], [], []
+    for step in stream_steps(model, prompt(), drafter, max_new_tokens=NEW, **options):
+        ids = [token.id for token in step.tokens]
+        assert step.tree.tokens[step.accepted].tolist() == ids[: len(step.accepted)]
+        assert step.tree.parents[step.accepted].tolist() == [-1, *step.accepted][: len(step.accepted)]
+        assert len(ids) - len(step.accepted) in (0, 1)
+        rows.append(step.logits().clone())
+        tokens += ids
+        trees.append(step.tree)
+    assert tokens == drafter.sequence[PROMPT:]
+    assert [tree.tokens.tolist() for tree in trees if len(tree)] == [each.tokens.tolist() for each in drafter.trees]
+    torch.testing.assert_close(torch.cat(rows), torch.cat(expected.logits), atol=1e-4, rtol=1e-4)
+
+
+def test_between_parts_of_a_prompt_a_stream_can_be_left():
+    model = build("llama")
+    cache = GrowingCache(model.config)
+    expected = generate(model, prompt(), None, max_new_tokens=NEW)
+    options = {"prefill_chunk_size": PROMPT // 3, "max_new_tokens": NEW, "past_key_values": cache}
+    statistics = Statistics()
+    steps = stream_steps(model, prompt(), None, statistics=statistics, **options)
+    assert next(steps).tokens == []
+    steps.close()
+    assert statistics.steps == 1
+    steps = list(stream_steps(model, prompt(), None, **options))
+    assert [len(step.tokens) for step in steps] == [0] * (len(steps) - NEW) + [1] * NEW
+    assert len(steps) > NEW
+    assert [token.id for step in steps for token in step.tokens] == expected[0, PROMPT:].tolist()
 
 
 def test_text_pieces_join_to_the_whole():

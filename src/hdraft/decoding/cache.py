@@ -8,6 +8,7 @@ front of the step's:
     keep(path=[1, 3])  | the text so far   root   1 3 |          nodes 1 and 3 were accepted
 """
 
+from copy import copy
 from typing import Any, cast
 
 import numpy as np
@@ -123,6 +124,21 @@ class GrowingLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         visible = length if self.window is None else min(length, self.window - 1)
         return length <= self.length and length - self.dropped >= visible
 
+    def fork(self, length: int) -> "GrowingLayer":
+        """Another layer with the first `length` tokens, which must be held; neither changes the other."""
+        other = GrowingLayer(self.window)
+        if self.is_initialized:
+            end = length - self.dropped
+            begin = end - (length if self.window is None else min(length, self.window - 1))
+            keys, values = (buffer[:, :, begin:end].clone() for buffer in (self.key_buffer, self.value_buffer))
+            other.hold(keys, values, length)
+        return other
+
+    @property
+    def nbytes(self) -> int:
+        """Of its buffers."""
+        return self.key_buffer.nbytes + self.value_buffer.nbytes if self.is_initialized else 0
+
     def get_seq_length(self) -> int:
         """Tokens seen so far."""
         return self.length
@@ -189,20 +205,37 @@ class GrowingCache(Cache):
         self.tokens = NO_TOKENS
         self.model = 0
 
-    def agree(self, tokens: npt.NDArray[np.int64]) -> int:
-        """Keep, of the cached tokens, the first that are those of `tokens`, but its last; returns how many."""
+    def agrees(self, tokens: npt.NDArray[np.int64]) -> int:
+        """How many tokens `agree` would keep."""
         m = min(len(self.tokens), len(tokens) - 1)
         differ = np.flatnonzero((self.tokens[:m] != tokens[:m]).any(-1))
         kept = int(differ[0]) if len(differ) else m
-        layers = [layer for layer in self.layers if isinstance(layer, GrowingLayer) and layer.is_initialized]
-        if not all(layer.holds(kept) for layer in layers):
-            kept = 0
+        return kept if all(layer.holds(kept) for layer in self._used()) else 0
+
+    def agree(self, tokens: npt.NDArray[np.int64]) -> int:
+        """Keep, of the cached tokens, the first that are those of `tokens`, but its last; returns how many."""
+        kept = self.agrees(tokens)
         if kept:
             self.keep(kept, [])
             self.tokens = self.tokens[:kept]
         else:
             self.reset()
         return kept
+
+    def fork(self, length: int) -> "GrowingCache":
+        """Another cache with the first `length` tokens, as many as `agrees` said; neither changes the other."""
+        other = copy(self)
+        other.layers = [layer.fork(length) if isinstance(layer, GrowingLayer) else copy(layer) for layer in self.layers]
+        other.tokens = self.tokens[:length]
+        return other
+
+    @property
+    def nbytes(self) -> int:
+        """Of all buffers."""
+        return sum(layer.nbytes for layer in self._used())
+
+    def _used(self) -> list[GrowingLayer]:
+        return [layer for layer in self.layers if isinstance(layer, GrowingLayer) and layer.is_initialized]
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last tokens; see `GrowingLayer.crop`."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from hdraft.decoding.drafts import NO_DRAFT, Drafts
 from hdraft.decoding.graphed.static_step import whole_tiles
@@ -25,12 +26,18 @@ Ids = npt.NDArray[np.int64]
 
 
 class Emitted(NamedTuple):
-    """The tokens that one step emitted."""
+    """The tokens that one step emitted, and the tree that it verified."""
 
     tokens: list[int]
+    """No token after a chunk of the prompt that is not its last."""
     sources: list[Source | None]
     """For each token, the database that had drafted it; None for the target's own."""
     finished: bool
+    tree: DraftTree
+    nodes: list[int]
+    """Those of the tree that hold the tokens, one short if the last token was not drafted."""
+    logits: Tensor | None
+    """float[1 + n, vocabulary], the target's own after the text and after each node; until the next step."""
 
 
 @torch.no_grad()  # on a generator: set at every resumption, never while the consumer runs
@@ -54,7 +61,7 @@ def draft_and_verify(
     watch = Stopwatch(stats)
     prompt = _ids(choice)
     target.resume(prompt)
-    text = _prefill(target, prompt[target.length :], prefill_chunk, watch)
+    text = yield from _prefill(target, prompt[target.length :], prefill_chunk, watch)
     watch.lap()
     drafts = Drafts(request.active_drafter, prompt, request.costs, request.references)
     watch.lap("drafting")
@@ -87,7 +94,9 @@ def draft_and_verify(
             sources = [Source(source) for source in tree.sources[nodes].tolist()]
             stats.add(tokens, sources, len(tree), target.stepper.kind)
             watch.lap()
-            yield Emitted(tokens, [*sources, *[None] * (len(tokens) - len(nodes))], finished)
+            yield Emitted(
+                tokens, [*sources, *[None] * (len(tokens) - len(nodes))], finished, tree, nodes, logits[: 1 + len(tree)]
+            )
             watch.skip()
     finally:
         target.close(_ids(choice) if keep_cache else None)
@@ -101,7 +110,7 @@ def _ids(choice: Choice) -> Ids:
     return choice.sequence()[0].numpy(force=True)
 
 
-def _prefill(target: Target, text: Ids, chunk: int | None, watch: Stopwatch) -> Ids:
+def _prefill(target: Target, text: Ids, chunk: int | None, watch: Stopwatch) -> Generator[Emitted, None, Ids]:
     """Forward `text` chunk by chunk; its last chunk is returned, and goes with the first draft."""
     while chunk is not None and len(text) > chunk:
         target.forward(text[:chunk])
@@ -109,6 +118,8 @@ def _prefill(target: Target, text: Ids, chunk: int | None, watch: Stopwatch) -> 
         watch.lap("model")
         watch.stats.add([], [], 0, target.stepper.kind)
         text = text[chunk:]
+        yield Emitted([], [], False, NO_DRAFT, [], None)
+        watch.skip()
     return text
 
 

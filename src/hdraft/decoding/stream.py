@@ -1,12 +1,14 @@
-"""`stream`: the tokens of `generate`, one at a time, as they are verified."""
+"""`stream`: the tokens of `generate`, one at a time, as they are verified; `stream_steps`: those of a step together."""
 
 import re
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,7 +19,7 @@ from hdraft.decoding.models.support import UnsupportedError
 from hdraft.decoding.request import AnyDrafter, DecodingRequest
 from hdraft.decoding.stats import GenerationStats
 from hdraft.drafting.drafter import TokenIds
-from hdraft.drafting.tree import Source
+from hdraft.drafting.tree import DraftTree, Source
 
 DECODING = frozenset(("skip_special_tokens", "clean_up_tokenization_spaces", "spaces_between_special_tokens"))
 """Arguments of a tokenizer's `decode` that `stream` takes."""
@@ -37,6 +39,31 @@ class StreamedToken:
     id: int
     text: str
     source: Source | None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedStep:
+    """What one step emitted.
+
+    Attributes:
+        tokens: in order; none after a chunk of the prompt that is not its last, see `prefill_chunk_size`.
+        tree: the draft tree that it verified.
+        accepted: the nodes of the tree that hold the tokens, one short if the last token was not drafted.
+        finished: whether the request ends with the last token.
+        rows: float[1 + n, vocabulary], the target's logits after the text and after each node; until the next step.
+    """
+
+    tokens: list[StreamedToken]
+    tree: DraftTree
+    accepted: list[int]
+    finished: bool
+    rows: Tensor | None
+
+    def logits(self) -> Tensor:
+        """float[m, vocabulary], what the target gave for each token, before any processing; until the next step."""
+        assert self.rows is not None, "a step without tokens has none"
+        chosen = [0, *(node + 1 for node in self.accepted)][: len(self.tokens)]
+        return self.rows[torch.tensor(chosen, device=self.rows.device)]
 
 
 def stream(
@@ -64,6 +91,42 @@ def stream(
     Raises:
         UnsupportedError, ValueError: as `generate` does.
     """
+    steps = stream_steps(
+        model,
+        input_ids,
+        drafter,
+        tokenizer=tokenizer,
+        budget=budget,
+        statistics=statistics,
+        costs=costs,
+        step=step,
+        references=references,
+        **options,
+    )
+    return _tokens(steps)
+
+
+def stream_steps(
+    model: PreTrainedModel,
+    input_ids: Tensor | None = None,
+    drafter: AnyDrafter = "auto",
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    budget: int = 64,
+    statistics: GenerationStats | None = None,
+    costs: npt.NDArray[np.float64] | None = None,
+    step: StepKind | None = None,
+    references: Sequence[str | TokenIds] = (),
+    **options: Any,
+) -> Generator[StreamedStep, None, None]:
+    """Yield what `stream` does, step by step, with the draft trees and the target's logits.
+
+    Args:
+        model, input_ids, drafter, tokenizer, budget, statistics, costs, step, references, options: as for `stream`.
+
+    Raises:
+        UnsupportedError, ValueError: as `generate` does.
+    """
     for name in PER_REQUEST:
         if options.get(name) is not None:
             raise UnsupportedError(f"{name} is not supported in a stream: call set_adapter before it, or leave it out")
@@ -71,18 +134,24 @@ def stream(
     pieces = None if tokenizer is None else TextPieces(tokenizer, **decoding)
     request = DecodingRequest(drafter, budget, costs, step, statistics, options.get("streamer"), references)
     options["tokenizer"] = tokenizer
-    return call_generate(model, input_ids, request, lambda steps: _tokens(steps, pieces), options)
+    return call_generate(model, input_ids, request, lambda steps: _steps(steps, pieces), options)
 
 
-def _tokens(steps: Steps, pieces: "TextPieces | None") -> Generator[StreamedToken, None, None]:
-    try:
+def _tokens(steps: Generator[StreamedStep, None, None]) -> Generator[StreamedToken, None, None]:
+    with closing(steps):
+        for step in steps:
+            yield from step.tokens
+
+
+def _steps(steps: Steps, pieces: "TextPieces | None") -> Generator[StreamedStep, None, None]:
+    with closing(steps):
         for emitted in steps:
             last = len(emitted.tokens) - 1
+            tokens = []
             for index, (token, source) in enumerate(zip(emitted.tokens, emitted.sources, strict=True)):
                 text = "" if pieces is None else pieces.add(token, last=emitted.finished and index == last)
-                yield StreamedToken(token, text, source)
-    finally:
-        steps.close()
+                tokens.append(StreamedToken(token, text, source))
+            yield StreamedStep(tokens, emitted.tree, emitted.nodes, emitted.finished, emitted.logits)
 
 
 class TextPieces:

@@ -239,3 +239,13 @@ def test_kinds_are_not_mixed_up(tmp_path):
         ModelDatabase.from_pretrained(tmp_path)
     with pytest.raises(DatabaseError, match="choose another folder"):
         ModelDatabase(8, 0).save_pretrained(tmp_path)
+
+
+def test_anew_it_holds_what_is_stored_and_nothing_learned() -> None:
+    database = ModelDatabase.from_tokens([5, 6, 7, 0], 100, eos_token_id=0)
+    database.learn([8, 9, 10])
+    other = database.anew()
+    assert [document.tolist() for document in other.documents()] == [[5, 6, 7]]
+    other.learn([11, 12, 13])
+    assert [document.tolist() for document in database.documents()] == [[5, 6, 7], [8, 9, 10]]
+    assert other.fits(database)

@@ -81,6 +81,12 @@ class ModelDatabase(Database):
         database.token_hashes = self.token_hashes
         return database
 
+    def anew(self) -> "ModelDatabase":
+        """Another database of the same stored documents, which has learned nothing: a tenant's, say."""
+        database = ModelDatabase(self.vocab_size, self.eos_token_id, self.tokenizer, self.array, capacity=self.capacity)
+        database.token_hashes = self.token_hashes
+        return database
+
     def relearn(self, database: "ModelDatabase") -> None:
         """Put what another database holds in the place of what has been learned: its newest `capacity` tokens.
 

@@ -1,0 +1,1 @@
+"""`hdraft serve`: one model behind OpenAI's API, and a page that shows where every token comes from."""
