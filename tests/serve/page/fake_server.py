@@ -174,7 +174,7 @@ class FakeServer:
             tokens = [(texts[0], "context"), (texts[3], "recycled"), (" end", "target")]
             yield {"tokens": [{"text": text, "source": source} for text, source in tokens], "tree": bushy_tree()}
         elif asked == "long":
-            yield from steps_of(answer * 100)
+            yield from steps_of(answer * 40)
         elif asked == "halves":  # a character whose bytes come in two tokens
             yield from steps_of([[("", "context"), ("é", "context"), ("!", "target")]])
         elif asked in ("breaks off", "fails"):
