@@ -144,15 +144,16 @@ class FakeServer:
         handler.end_headers()
         try:
             for number, step in enumerate(self.steps(asked, body["hdraft"]["drafting"]), 1):
-                # what a step takes with drafts and without is the same here, so that drafting is faster
-                self.event(handler, {"choices": [{"delta": {}}], "hdraft": {"step": number, "seconds": number / 50, **step}})
+                told = {"step": number, "seconds": number / 50, **step}  # a step takes as long with drafts as without
+                self.event(handler, {"choices": [{"delta": {}}], "hdraft": told})
             if asked == "breaks off":
                 return None
             if asked == "fails":
                 self.event(handler, {"error": {"message": "the model failed", "type": "server_error", "code": None}})
                 return None
             self.event(handler, {"choices": [{"delta": {}, "finish_reason": "length" if asked == "cut" else "stop"}]})
-            self.event(handler, {"choices": [], "hdraft": {"seconds": 1, "steps": 6}, "usage": {"completion_tokens": 13}})
+            handler.wfile.write(b": working\n\n")  # a comment, as of servers that would not be thought dead
+            self.event(handler, {"choices": [], "hdraft": {"seconds": 1.0, "steps": 6}, "usage": {}})
             handler.wfile.write(b"data: [DONE]\n\n")
         except OSError:
             self.abandoned.set()

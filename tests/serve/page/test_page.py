@@ -1,6 +1,5 @@
 """The page, clicked through in Chromium against a server that says what the test wants."""
 
-import json
 import re
 from collections.abc import Callable
 
@@ -38,11 +37,9 @@ def test_an_answer_has_the_colours_of_its_sources(visit: Open) -> None:
     tokens = seen.page.locator(".answer .token")
     assert tokens.all_text_contents() == [text for step in ANSWER for text, _ in step]
     assert tokens.evaluate_all("all => all.map(one => one.dataset.source)") == [s for step in ANSWER for _, s in step]
-    colors = {
-        source: seen.page.locator(f".answer [data-source={source}]").first.evaluate("one => getComputedStyle(one).color")
-        for source in SOURCES
-    }
-    assert len(set(colors.values())) == len(SOURCES)
+    color = "one => getComputedStyle(one).color"
+    first = [seen.page.locator(f".answer [data-source={source}]").first for source in SOURCES]
+    assert len({token.evaluate(color) for token in first}) == len(SOURCES)
 
 
 def test_colour_is_not_the_only_sign_of_a_source(visit: Open) -> None:
@@ -126,7 +123,9 @@ def test_a_tree_of_64_nodes_is_legible(visit: Open, width: int) -> None:
         assert x >= 0 and x + w <= room
         for other_x, other_y, other_w, other_h in boxes[:i]:
             assert x >= other_x + other_w or other_x >= x + w or y >= other_y + other_h or other_y >= y + h
-    wider = "all => all.filter(one => one.getComputedTextLength() > one.parentNode.querySelector('rect').width.baseVal.value)"
+    wider = (
+        "all => all.filter(one => one.getComputedTextLength() > one.parentNode.querySelector('rect').getBBox().width)"
+    )
     assert seen.page.locator("#tree .chip text:not(.letter)").evaluate_all(wider) == []
     sizes = "all => all.map(one => parseFloat(getComputedStyle(one).fontSize))"
     assert min(seen.page.locator("#tree .chip text:not(.letter)").evaluate_all(sizes)) >= 12
@@ -175,15 +174,16 @@ def test_figures_are_those_of_the_recorded_steps(visit: Open) -> None:
     seen.ask("How do I make purple?")
     tokens = sum(map(len, ANSWER))
     assert seen.page.locator("#mat").inner_text() == f"{tokens / len(ANSWER):.2f}"
-    assert seen.page.locator("#rate").inner_text() == f"{(tokens - 1) / (5 / 50):.1f}"  # 5 steps of 1/50 s after the first
-    assert seen.page.locator("#plain-rate").inner_text() == "–"
+    after_the_first = (tokens - 1) / (5 / 50)  # 5 steps of 1/50 s
+    assert seen.page.locator("#rate").inner_text() == f"{after_the_first:.1f}"
+    assert not re.search(r"\d", seen.page.locator("#plain-rate").inner_text())  # not measured yet
     assert f"{tokens} tokens in {len(ANSWER)} steps" in seen.page.locator(".after").inner_text()
     counts = seen.page.locator("#legend td:last-child").all_text_contents()
     assert sum(int(count.split(" ")[0]) for count in counts) == tokens
     mean = seen.page.locator("#plot .mean").get_attribute("d")
     assert len(re.findall("[ML]", mean)) == len(ANSWER)
-    squares = seen.page.locator("#plot .cell").evaluate_all("all => all.map(one => one.getAttribute('d').match(/M/g).length)")
-    assert sum(squares) == tokens
+    squares = seen.page.locator("#plot .cell").evaluate_all("all => all.map(one => one.getAttribute('d')).join('')")
+    assert squares.count("M") == tokens
 
 
 def test_a_race_runs_both_ways_with_one_seed_and_says_that_texts_are_equal(visit: Open, fake: FakeServer) -> None:
@@ -199,7 +199,8 @@ def test_a_race_runs_both_ways_with_one_seed_and_says_that_texts_are_equal(visit
     assert "2.40 times as many tokens a second" in verdict  # 12 tokens in 5 steps
     assert seen.page.locator(".lane").count() == 2
     assert seen.page.locator(".lane .text").all_text_contents() == [TEXT, TEXT]
-    assert set(seen.page.locator(".lane:first-child .token").evaluate_all("all => all.map(one => one.dataset.source)")) == {"target"}
+    assert seen.page.locator(".lane:first-child .token:not([data-source=target])").count() == 0
+    assert seen.page.locator(".lane:last-child .token:not([data-source=target])").count() == 7
     caption = seen.page.locator(".race figcaption").inner_text()
     assert "one after the other" in caption and "replay" in caption and str(answered["seed"]) in caption
     assert seen.page.locator("#plain-rate").inner_text() == "50.0"
@@ -383,7 +384,8 @@ def test_settings_and_history_reach_the_server(visit: Open, fake: FakeServer) ->
 def test_no_reference_is_sent_where_none_is_given(visit: Open, fake: FakeServer) -> None:
     seen = visit()
     seen.ask("How do I make purple?")
-    assert "prediction" not in fake.requests[-1]
+    names = "model messages stream stream_options seed temperature max_tokens hdraft"
+    assert sorted(fake.requests[-1]) == sorted(names.split())
 
 
 def test_a_budget_of_none_is_ordinary_decoding_and_there_is_no_race(visit: Open, fake: FakeServer) -> None:
@@ -506,7 +508,8 @@ def test_a_phone_scrolls_down_and_never_sideways(visit: Open) -> None:
     seen.race()
     assert seen.overflow() == []
     seen.page.locator(".answer .step").first.tap()
-    assert seen.page.locator("#message").evaluate("node => parseFloat(getComputedStyle(node).fontSize)") >= 16  # no zoom
+    size = seen.page.locator("#message").evaluate("node => parseFloat(getComputedStyle(node).fontSize)")
+    assert size >= 16  # below that, phones zoom in when one writes
 
 
 def test_the_theme_is_the_systems_until_it_is_switched(visit: Open) -> None:
@@ -537,8 +540,9 @@ def test_who_wants_no_motion_sees_none(visit: Open) -> None:
 
 def test_the_end_of_an_answer_stays_in_sight_until_one_scrolls_away(visit: Open, fake: FakeServer) -> None:
     seen = visit(height=500)
-    gap = "(() => { const box = document.getElementById('talk'); return box.scrollHeight - box.clientHeight - box.scrollTop; })()"
-    overflows = "document.getElementById('talk').scrollHeight > document.getElementById('talk').clientHeight + 600"
+    box = "document.getElementById('talk')"
+    gap = f"({box}.scrollHeight - {box}.clientHeight - {box}.scrollTop)"
+    overflows = f"{box}.scrollHeight > {box}.clientHeight + 600"
     seen.page.fill("#message", "endless")
     seen.page.press("#message", "Enter")
     seen.until(f"{overflows} && {gap} < 40")
@@ -567,12 +571,3 @@ def test_the_explanation_is_three_sentences_and_stays_when_the_talk_begins(visit
 def test_what_the_server_lacks_is_said_in_the_legend(visit: Open) -> None:
     legend = visit().page.locator("#legend").inner_text()
     assert legend.count("none given to the server") == 1  # D_s
-
-
-def test_the_requests_are_json_that_any_server_of_the_api_takes(visit: Open, fake: FakeServer) -> None:
-    seen = visit()
-    seen.ask("How do I make purple?")
-    assert json.loads(json.dumps(fake.requests[0])) == fake.requests[0]
-    assert set(fake.requests[0]) == {
-        "model", "messages", "stream", "stream_options", "seed", "temperature", "max_tokens", "hdraft",
-    }  # fmt: skip

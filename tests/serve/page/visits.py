@@ -1,4 +1,4 @@
-"""A visit to the page that forgives nothing: errors in the console, requests to other hosts, what is wider than the window."""
+"""A visit to the page that forgives nothing: no error in the console, no request to another host."""
 
 import re
 from time import monotonic
