@@ -127,11 +127,11 @@ def test_a_reference_is_drafted_from(serve: "Serve", look: Look) -> None:
     seen = look(serve().url)
     seen.page.click("#settings-button")
     seen.page.locator("#temperature").fill("1")
-    seen.page.click("#reference-button")
     seen.page.evaluate("Math.random = () => 0.5")  # the same seed: the answer will resemble itself
     ask_briefly(seen, "one two three")
     text = seen.answer()
     seen.page.click("#new")
+    seen.page.click("#reference-button")
     seen.page.fill("#reference", text)
     ask_briefly(seen, "one two three")
     assert seen.answer() == text
