@@ -31,6 +31,7 @@ from hdraft.demo.subjects import load, smollm2
 from hdraft.evaluation.machine import machine
 from hdraft.loading import encode_prompt, quieten
 from hdraft.serve import server
+from hdraft.serve.listening import open_socket
 from hdraft.serve.tenants import Tenants
 
 WAYS = ("generate", "whole", "stream", "steps")
@@ -55,7 +56,7 @@ for line in sys.stdin:
 @contextmanager
 def serving(service: Any) -> Iterator[str]:
     """The address of a server in this process."""
-    with server.open_socket("127.0.0.1", 0) as listener:
+    with open_socket("127.0.0.1", 0) as listener:
         uvicorn = server.make_server(service)
         thread = threading.Thread(target=uvicorn.run, kwargs={"sockets": [listener]})
         thread.start()

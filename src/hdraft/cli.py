@@ -13,6 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -539,19 +540,19 @@ def serve_command(
 
     It answers at /v1/chat/completions and /v1/completions, one request after another; see docs/serve.md.
     """
-    try:
-        from hdraft.serve import server
-    except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn", "prometheus_client"):
-            raise
-        raise CommandError(f"hdraft serve needs {error.name}: pip install 'hdraft[serve]'") from None
-    from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
-    from hdraft.loading import load_target, quieten
-    from hdraft.serve.tenants import Tenants
+    for package in ("starlette", "uvicorn", "prometheus_client"):
+        if find_spec(package) is None:
+            raise CommandError(f"hdraft serve needs {package}: pip install 'hdraft[serve]'")
+    from hdraft.serve.listening import check_keys, open_socket
 
     keys = [_argument("--api-key", key) for key in api_key or ()]
-    server.check_keys(host, keys, no_key)
-    with server.open_socket(host, port) as listener:
+    check_keys(host, keys, no_key)
+    with open_socket(host, port) as listener:
+        from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
+        from hdraft.loading import load_target, quieten
+        from hdraft.serve import server
+        from hdraft.serve.tenants import Tenants
+
         if drafter_state is not None:
             files.try_folder(drafter_state)
         quieten()

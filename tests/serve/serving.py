@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.serve import server
 from hdraft.serve.app import Service
+from hdraft.serve.listening import open_socket
 from hdraft.serve.tenants import Tenants
 
 PATIENCE = 120  # seconds, on a busy machine
@@ -76,7 +77,7 @@ def running(
     tokenizer.chat_template = template
     tenants = Tenants(HierarchyDrafter.for_model(model, tokenizer, learn=learn), keys, folder)
     service = server.make_service("tiny", model, tokenizer, tenants, keys=keys, **options)
-    with server.open_socket("127.0.0.1", 0) as listener:
+    with open_socket("127.0.0.1", 0) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         uvicorn = server.make_server(service)
         thread = threading.Thread(target=uvicorn.run, kwargs={"sockets": [listener]})

@@ -18,7 +18,8 @@ import pytest
 from templates import TURNS
 from tiny_model import save_tiny_model
 
-from hdraft.serve.server import ServeError, check_keys, name_of_model, open_socket
+from hdraft.serve.listening import ServeError, check_keys, open_socket
+from hdraft.serve.server import name_of_model
 
 HDRAFT = [sys.executable, "-m", "hdraft.cli", "serve"]
 
@@ -116,7 +117,7 @@ def test_keys_and_the_models_name(folder: Path) -> None:
         (["--host", "::"], "give --api-key KEY, or --no-key"),
         (["--api-key", "first-key-1", "--no-key"], "contradict each other"),
         (["--api-key", "short"], "at least 8 printable"),
-        (["--host", "no.such.host.invalid"], "there is no address"),
+        (["--host", "no.such.host.invalid", "--no-key"], "there is no address"),
         (["--max-context", "1"], "max-context"),
         (["--chat-template", "nonesuch"], "no chat template nonesuch"),
         (["--model-database", "nonesuch"], "nonesuch"),
@@ -145,7 +146,13 @@ def test_a_port_that_is_taken_is_named() -> None:
 
 
 def test_without_the_extra_the_command_says_how_to_get_it(folder: Path) -> None:
-    code = "import sys; sys.modules['uvicorn'] = None; from hdraft.cli import main; main()"
+    code = """
+import importlib.util as util
+find = util.find_spec
+util.find_spec = lambda name: None if name == "uvicorn" else find(name)
+from hdraft.cli import main
+main()
+"""
     command = [sys.executable, "-c", code, "serve", "--model", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2 and "pip install 'hdraft[serve]'" in done.stderr

@@ -2,9 +2,13 @@
 
 import json
 import random
+import re
 import socket
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -205,8 +209,8 @@ def test_a_body_in_pieces_that_is_too_large(tiny: Running, monkeypatch: pytest.M
     monkeypatch.setattr(app, "LARGEST_BODY", 1000)
     with connect(tiny) as client:
         client.sendall(head("Transfer-Encoding: chunked"))
-        client.sendall(b"3e9\r\n" + b" " * 1001 + b"\r\n")
-        assert b" 413 " in receive(client)
+        client.sendall(b"3e9\r\n" + b" " * 1001 + b"\r\n0\r\n\r\n")
+        assert b" 413 " in client.recv(4096)
 
 
 def test_a_body_that_does_not_come(tiny: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +292,7 @@ def test_only_who_has_a_key_is_answered(serve: Serve) -> None:
     running = serve(keys=("first-key-1", "second-key-2"))
     for key in ("first-key-1", "second-key-2"):
         assert running.ask("return it", client=running.client(key)).usage.completion_tokens == 24
-    for key in ("first-key-2", "first-key-1 ", "x", "ä"):
+    for key in ("first-key-2", "first-key-11", "x", "ä"):
         headers = {"Authorization": f"Bearer {key}".encode().decode("latin-1")}
         assert refused(post(running.url, json.dumps(CHAT).encode(), **headers), 401)["code"] == "invalid_api_key"
     refused(post(running.url, json.dumps(CHAT).encode()), 401)
@@ -349,6 +353,22 @@ def test_its_own_page_is_let_in_and_nobody_is_told_of_others(tiny: Running) -> N
             f"GET /v1/models HTTP/1.1\r\nHost: {host}\r\nOrigin: {tiny.url}\r\nConnection: close\r\n\r\n".encode()
         )
         assert b"access-control" not in receive(client).lower()
+
+
+def test_a_browser_may_run_what_is_in_the_page_and_no_more(
+    tiny: Running, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "page.html").write_text("<style>p {}</style><p>é</p><script type=module>go('é')</script>", "utf-8")
+    monkeypatch.setattr(app, "PAGE", tmp_path / "page.html")
+    with connect(tiny) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        answer = receive(client).decode()
+    (policy,) = re.findall(r"(?i)content-security-policy: (.*)\r\n", answer)
+    allowed = dict(each.split(" ", 1) for each in policy.split("; "))
+    for text, name in (("go('é')", "script-src"), ("p {}", "style-src")):
+        assert allowed[name] == f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
+    assert allowed["default-src"] == allowed["frame-ancestors"] == "'none'" and allowed["connect-src"] == "'self'"
+    assert "access-control" not in answer.lower() and "text/html; charset=utf-8" in answer
 
 
 def connect(running: Running) -> socket.socket:

@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from threading import Event
 from time import perf_counter
@@ -268,19 +268,18 @@ async def _read_json(request: Request) -> Any:
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, "The Content-Type must be application/json.", code="unsupported_media_type")
-    too_large = ApiError(413, f"The body is larger than {LARGEST_BODY} bytes.", code="request_too_large")
-    length = request.headers.get("content-length", "0")
-    if length.isdecimal() and int(length) > LARGEST_BODY:
-        raise too_large
-    body = bytearray()
-    try:
+    body, size, came = bytearray(), 0, False
+    with suppress(TimeoutError):
         async with asyncio.timeout(BODY_SECONDS):
             async for chunk in request.stream():
-                body += chunk
-                if len(body) > LARGEST_BODY:
-                    raise too_large
-    except TimeoutError:
-        raise ApiError(408, f"The body did not come within {BODY_SECONDS:.0f} s.", code="request_timeout") from None
+                size += len(chunk)
+                if size <= LARGEST_BODY:
+                    body += chunk  # the rest is read all the same: a client hears of nothing while it sends
+            came = True
+    if size > LARGEST_BODY:
+        raise ApiError(413, f"The body is larger than {LARGEST_BODY} bytes.", code="request_too_large")
+    if not came:
+        raise ApiError(408, f"The body did not come within {BODY_SECONDS:.0f} s.", code="request_timeout")
     try:
         return parse_json(bytes(body))
     except ValueError as error:
@@ -350,7 +349,7 @@ async def _send_json(send: Send, value: Any, status: int = 200, headers: tuple[t
 
 
 async def _send_error(send: Send, error: ApiError) -> None:
-    headers = [(b"connection", b"close")] if error.status in (408, 413) else []  # there is more that is not read
+    headers = [(b"connection", b"close")] if error.status == 408 else []
     if error.status == 429:
         headers.append((b"retry-after", b"1"))
     if error.status == 401:

@@ -1,7 +1,6 @@
 """The server's process: a socket, uvicorn, signals, what is kept from one run to the next."""
 
 import asyncio
-import ipaddress
 import logging
 import signal
 import socket
@@ -31,51 +30,6 @@ _STALL_SECONDS = 30.0  # until a client that takes nothing of its answer is let 
 _CONNECTIONS = 900  # of the 1024 files that a process may usually open
 
 _log = logging.getLogger(__name__)
-
-
-class ServeError(ValueError):
-    """A server that cannot be started as asked; one line that says what to do."""
-
-
-def open_socket(host: str, port: int) -> socket.socket:
-    """Take a port, before anything slow; nobody can connect yet.
-
-    Raises:
-        ServeError: there is no such host, or the port is taken.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError) as error:
-        raise ServeError(f"there is no address {host!r} to listen at ({error}): give another --host") from None
-    taken = socket.socket(family, kind, protocol)
-    try:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(address)
-    except OSError as error:
-        taken.close()
-        raise ServeError(
-            f"port {port} of {host} cannot be had ({error.strerror}): give another --port, or --host"
-        ) from None
-    return taken
-
-
-def check_keys(host: str, keys: Sequence[str], no_key: bool) -> None:
-    """Refuse to serve others without a key, unless that is said.
-
-    Raises:
-        ServeError: a key lacks, or is none.
-    """
-    if keys and no_key:
-        raise ServeError("--api-key and --no-key contradict each other: leave one out")
-    for key in keys:
-        if not (key.isascii() and key.isprintable() and " " not in key and len(key) >= 8):
-            raise ServeError(
-                "a key must be at least 8 printable ASCII characters without spaces: give another --api-key"
-            )
-    if not keys and not no_key and not _is_loopback(host):
-        raise ServeError(
-            f"{host} can be reached from other machines: give --api-key KEY, or --no-key to serve whoever comes"
-        )
 
 
 def name_of_model(model: str) -> str:
@@ -244,10 +198,3 @@ def _cancelled(timer: TimerHandle | None) -> TimerHandle | None:
     if timer is not None:
         timer.cancel()
     return None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
