@@ -176,6 +176,11 @@ class FakeServer:
             yield {"tokens": [{"text": text, "source": source} for text, source in tokens], "tree": bushy_tree()}
         elif asked == "long":
             yield from steps_of(answer * 40)
+        elif asked == "ends":  # with a token that has no text
+            yield from steps_of([*answer, [("", "target")]])
+        elif asked == "indented":
+            tokens = ["def", " f():", "\n   ", " return", " 1\n"]
+            yield from steps_of([[(text, "context") for text in tokens]])
         elif asked == "halves":  # a character whose bytes come in two tokens
             yield from steps_of([[("", "context"), ("é", "context"), ("!", "target")]])
         elif asked in ("breaks off", "fails"):

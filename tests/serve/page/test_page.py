@@ -417,6 +417,20 @@ def test_an_answer_that_was_cut_says_so(visit: Open) -> None:
     assert "a longer answer was not allowed" in seen.page.locator(".after").inner_text()
 
 
+def test_the_token_that_ends_an_answer_is_named_in_the_tree(visit: Open) -> None:
+    seen = visit()
+    seen.ask("ends")
+    seen.until("document.querySelector('#tree .own text').textContent === '(end)'")
+    assert seen.answer() == TEXT
+
+
+def test_indentation_is_not_underlined(visit: Open) -> None:
+    seen = visit()
+    seen.ask("indented")
+    assert seen.answer() == "def f():\n    return 1\n"
+    assert seen.page.locator(".answer .line").all_text_contents() == ["def", " f():", "", "return", " 1"]
+
+
 def test_a_character_of_two_tokens_is_one_character_and_two_tokens(visit: Open) -> None:
     seen = visit()
     seen.ask("halves")
