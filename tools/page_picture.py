@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("picture", type=Path)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--example", type=int, default=2, help="which of the page's examples, counted from 0")
-    parser.add_argument("--step", type=int, help="the step that is shown; by default, the one with most tokens kept")
+    parser.add_argument("--step", type=int, help="the step that is shown; by default, one with much kept and rejected")
     parser.add_argument("--theme", choices=("light", "dark"), default="light")
     parser.add_argument("--width", type=int, default=1280)
     parser.add_argument("--height", type=int, default=900)
@@ -35,10 +35,18 @@ def main() -> None:
         page.locator(".race-button").click()
         page.locator(".verdict:not(:empty)").wait_for()
         page.locator("#talk").evaluate("box => box.scrollTo(0, 0)")
-        counts = page.locator(".answer .step").evaluate_all("all => all.map(step => step.children.length)")
-        step = counts.index(max(counts)) if arguments.step is None else arguments.step - 1
+        chips = page.locator("#tree .chip")
+        shown = page.locator("#where")
+        branches = []
         page.locator("#plot-box").press("Home")
-        for _ in range(step):
+        for step in range(1, page.locator(".answer .step").count() + 1):
+            shown.filter(has_text=f"step {step} of").wait_for()
+            kept = page.locator("#tree .chip.accepted").count()
+            branches.append(min(2 * kept, chips.count() - kept))
+            page.locator("#plot-box").press("ArrowRight")
+        best = branches.index(max(branches)) + 1 if arguments.step is None else arguments.step
+        page.locator("#plot-box").press("Home")
+        for _ in range(best - 1):
             page.locator("#plot-box").press("ArrowRight")
         page.evaluate("document.activeElement.blur()")
         page.wait_for_timeout(1500)  # until the tree has come to rest
