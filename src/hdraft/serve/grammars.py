@@ -94,7 +94,7 @@ class _Possible(LogitsProcessor):
         self.grammar = grammar
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        scores = self.grammar(input_ids, scores)  # type: ignore[arg-type]
+        scores = self.grammar(input_ids, scores)
         if not bool(scores.isfinite().any()):
             raise unsupported("response_format", "the model has no token that JSON of this schema may go on with")
         return scores
