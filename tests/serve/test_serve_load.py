@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from serving import Running, Serve, wait_until
 from templates import TURNS, told
 
+from hdraft.serve import server as serve_process
 from hdraft.serve.errors import ApiError
 from hdraft.serve.turns import Turns
 
@@ -70,6 +72,28 @@ def test_a_client_that_leaves_while_it_waits_gives_its_place_back(serve: Serve) 
     wait_until(lambda: server.service.turns.held == 1)
     first.close()
     wait_until(lambda: idle(server))
+
+
+def test_a_client_that_takes_nothing_of_its_answer_is_let_go(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve_process, "_STALL_SECONDS", 0.2)
+    connection_made = serve_process._Protocol.connection_made
+
+    def small(self: Any, transport: Any) -> None:
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        connection_made(self, transport)
+
+    monkeypatch.setattr(serve_process._Protocol, "connection_made", small)
+    server = serve()
+    asked = {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": ENDLESS}
+    body = json.dumps(asked | {"stream": True, "logprobs": True, "top_logprobs": 20}).encode()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", int(server.url.rpartition(":")[2])))
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        client.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        wait_until(lambda: value(server, "requests_total", route="/v1/chat/completions", status="499") == 1)
+    assert idle(server) and not server.connections
+    assert value(server, "completion_tokens_total") < ENDLESS
 
 
 async def one_of_many(server: Running, number: int) -> tuple[str, int, str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import openai
 import pytest
-from serving import Running, Serve
+from serving import Running, Serve, wait_until
 
 from hdraft.serve import app, server
 
@@ -213,6 +213,18 @@ def test_a_body_in_pieces_that_is_too_large(tiny: Running, monkeypatch: pytest.M
         assert b" 413 " in client.recv(4096)
 
 
+def test_more_bodies_than_there_is_room_for(tiny: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "LARGEST_BODIES", 5000)
+    with connect(tiny) as first, connect(tiny) as second:
+        first.sendall(head("Content-Length: 4000") + b" " * 3900)
+        wait_until(lambda: tiny.service._reading == 3900)
+        second.sendall(head("Content-Length: 4000") + b" " * 4000)
+        assert b" 429 " in second.recv(4096)
+        first.sendall(b" " * 100)
+        assert b" 400 " in first.recv(4096)
+    assert tiny.service._reading == 0
+
+
 def test_a_body_that_does_not_come(tiny: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "BODY_SECONDS", 0.2)
     with connect(tiny) as client:
@@ -271,6 +283,12 @@ def test_schemas_that_cannot_be_had(tiny: Running, monkeypatch: pytest.MonkeyPat
     pytest.importorskip("xgrammar", reason="xgrammar is not installed")
     assert refused(post(tiny.url, wanted({"type": "nonsense"})))["param"] == "response_format"
     assert refused(post(tiny.url, wanted({"enum": ["x" * 70_000]})))["param"] == "response_format"
+    deep: dict[str, Any] = {"type": "string"}
+    for _ in range(400):
+        deep = {"type": "array", "items": deep}
+    for schema in (deep, {"type": "string", "pattern": "("}, {"$ref": "#/nowhere"}, {"enum": []}):
+        status, answer = post(tiny.url, wanted(schema))
+        assert status == 200 or refused((status, answer))["param"] == "response_format"
 
 
 def test_a_failure_is_told_and_not_shown(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
+from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from hdraft.drafting.drafter import vocabulary_size
@@ -30,15 +31,15 @@ class Grammars:
         Raises:
             ApiError: neither package is installed, or the schema is none that it takes.
         """
-        text = dump_json(schema).strip() if schema else None
-        if len(text or "") > LONGEST_SCHEMA:
-            raise invalid("response_format", f"a schema may have {LONGEST_SCHEMA:,} characters")
         if self._compile is None:
             self._compile = self._compiler()
         try:
-            return self._compile(text)
-        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-            reason = " ".join(str(error).split())[-200:]
+            text = dump_json(schema).strip() if schema else None
+            if len(text or "") > LONGEST_SCHEMA:
+                raise invalid("response_format", f"a schema may have {LONGEST_SCHEMA:,} characters")
+            return _Possible(self._compile(text))
+        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:  # also: nested too deep
+            reason = " ".join(str(error).split()).rpartition(".cc:")[2][:200]
             raise invalid("response_format", f"the schema cannot be compiled ({reason})") from error
 
     def _compiler(self) -> Callable[[str | None], LogitsProcessor]:
@@ -80,7 +81,20 @@ class Grammars:
         def compile_text(schema: str | None) -> LogitsProcessor:
             if schema is None:
                 raise unsupported("response_format.type", "json_object needs xgrammar; give a schema")
-            made: Any = get_json_schema_logits_processor("outlines_core", steered, schema, "")
+            made: LogitsProcessor = get_json_schema_logits_processor("outlines_core", steered, schema, "")
             return made
 
         return compile_text
+
+
+class _Possible(LogitsProcessor):
+    """Another processor, which must leave a token to be chosen."""
+
+    def __init__(self, grammar: LogitsProcessor) -> None:
+        self.grammar = grammar
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores = self.grammar(input_ids, scores)
+        if not bool(scores.isfinite().any()):
+            raise unsupported("response_format", "the model has no token that JSON of this schema may go on with")
+        return scores

@@ -96,4 +96,8 @@ class CallReader:
         arguments = value.get("parameters" if self.convention == "llama" else "arguments")
         if not isinstance(arguments, dict):
             return None
-        return Call(value["name"], json.dumps(arguments, ensure_ascii=False), f"call_{secrets.token_hex(12)}")
+        try:
+            text = json.dumps(arguments, ensure_ascii=False)
+        except RecursionError:
+            return None
+        return Call(value["name"], text, f"call_{secrets.token_hex(12)}")
