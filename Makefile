@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-latest test-oldest smoke test-vllm fuzz docs lint clean
+.PHONY: setup demo test test-page test-latest test-oldest smoke test-vllm fuzz docs lint clean
 
 setup: .venv/.installed
 
@@ -26,6 +26,14 @@ demo: setup .venv/.smollm2
 # One thread to a worker: the models of the tests are too small for more.
 test: setup .venv/.smollm2
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8
+
+# The page of `hdraft serve`, clicked through in Chromium, which the system has to have: Debian's package `chromium`.
+.venv/.test-page: .venv/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test-page]'
+	@touch $@
+
+test-page: .venv/.test-page
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/serve/page
 
 # A minute of it; an hour with SECONDS=3600.
 SECONDS := 60

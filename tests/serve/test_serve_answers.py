@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import openai
 import pytest
 import torch
 from architectures import build_tokenizer
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hdraft
 from hdraft.demo import MODEL
+from hdraft.serve import grammars
 
 QUESTION = "return the name of the class"
 HARD = 5  # tokens that a random model ends at differ; those of the same text do not
@@ -281,8 +283,10 @@ def test_an_answer_ends_where_the_context_does(serve: Serve) -> None:
     assert server.ask("return it", max_tokens=None).usage.total_tokens == 64
 
 
-def test_json_of_a_schema() -> None:
-    pytest.importorskip("xgrammar", reason="xgrammar is not installed")
+@pytest.mark.parametrize("package", ["xgrammar", "outlines"])
+def test_json_of_a_schema(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    monkeypatch.setattr(grammars, "find_spec", lambda name: name == package or None)
     schema = {
         "type": "object",
         "properties": {"drink": {"enum": ["latte", "mocha"]}, "price": {"enum": [3, 4, 5]}},
@@ -298,8 +302,13 @@ def test_json_of_a_schema() -> None:
             order = json.loads(answer.choices[0].message.content)
             assert order["drink"] in ("latte", "mocha") and order["price"] in (3, 4, 5) and len(order) == 2
             assert answer.choices[0].finish_reason == "stop"
-        answer = server.ask("One latte.", response_format={"type": "json_object"}, max_tokens=60)
-        assert answer.choices[0].message.content.startswith("{")
+        any_object: Any = {"type": "json_object"}
+        if package == "xgrammar":
+            answer = server.ask("One latte.", response_format=any_object, max_tokens=60)
+            assert answer.choices[0].message.content.startswith("{")
+        else:
+            with pytest.raises(openai.BadRequestError, match="json_object needs xgrammar"):
+                server.ask("One latte.", response_format=any_object, max_tokens=60)
 
 
 TOOL = {

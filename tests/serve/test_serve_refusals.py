@@ -13,7 +13,7 @@ from typing import Any
 
 import openai
 import pytest
-from serving import Running, Serve
+from serving import Running, Serve, wait_until
 
 from hdraft.serve import app, server
 
@@ -211,6 +211,18 @@ def test_a_body_in_pieces_that_is_too_large(tiny: Running, monkeypatch: pytest.M
         client.sendall(head("Transfer-Encoding: chunked"))
         client.sendall(b"3e9\r\n" + b" " * 1001 + b"\r\n0\r\n\r\n")
         assert b" 413 " in client.recv(4096)
+
+
+def test_more_bodies_than_there_is_room_for(tiny: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "LARGEST_BODIES", 5000)
+    with connect(tiny) as first, connect(tiny) as second:
+        first.sendall(head("Content-Length: 4000") + b" " * 3900)
+        wait_until(lambda: tiny.service._reading == 3900)
+        second.sendall(head("Content-Length: 4000") + b" " * 4000)
+        assert b" 429 " in second.recv(4096)
+        first.sendall(b" " * 100)
+        assert b" 400 " in first.recv(4096)
+    assert tiny.service._reading == 0
 
 
 def test_a_body_that_does_not_come(tiny: Running, monkeypatch: pytest.MonkeyPatch) -> None:

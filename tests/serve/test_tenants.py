@@ -81,6 +81,19 @@ def test_all_is_kept_and_comes_back_to_whom_it_belongs(tmp_path: Path) -> None:
     assert all(drafts(again.drafter_of(name_of(key))) for key in (None, "key"))
 
 
+def test_a_tenants_damaged_folder_costs_drafts_and_is_left_as_it_is(tmp_path: Path) -> None:
+    before = Tenants(HierarchyDrafter(100, learn=True), (), tmp_path)
+    teach(before.drafter_of(name_of("key", "team")))
+    before.save()
+    manifest = tmp_path / "tenants" / name_of("key", "team") / "learned" / "manifest.json"
+    manifest.write_text("{")
+    after = Tenants(HierarchyDrafter(100, learn=True), (), tmp_path)
+    teach(after.drafter_of(name_of("key", "team")))
+    assert not drafts(after.drafter_of(name_of("key", "team")))
+    after.save()
+    assert manifest.read_text() == "{"
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("x")
     with pytest.raises(DatabaseError, match="holds other files"):

@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from functools import partial
 from threading import Event
 from time import perf_counter
@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import hdraft
 from hdraft.serve.answering import Answerer, Figures, Piece
 from hdraft.serve.asking import Asked, parse_chat, parse_completion
-from hdraft.serve.errors import ApiError
+from hdraft.serve.errors import ApiError, busy
 from hdraft.serve.guard import Guard
 from hdraft.serve.metrics import CONTENT_TYPE, Metrics
 from hdraft.serve.page import PAGE, security_policy
@@ -31,6 +31,9 @@ from hdraft.text import parse_json
 
 LARGEST_BODY = 8 << 20
 """Bytes of a request."""
+
+LARGEST_BODIES = 64 << 20
+"""Bytes of all requests that are being sent."""
 
 BODY_SECONDS = 30.0
 """How long a client may take to send them."""
@@ -62,6 +65,7 @@ class Service:
         self.metrics = Metrics(
             lambda: turns.held, lambda: answerer.conversations.nbytes, lambda: len(preparation.tenants)
         )
+        self._reading = 0  # bytes of bodies
         self._preparing = ThreadPoolExecutor(1, thread_name_prefix="hdraft-prepare")
 
     def app(self) -> ASGIApp:
@@ -103,8 +107,7 @@ class Service:
     async def info(self, request: Request) -> Response:
         """What the page shows of the server."""
         model = self.answerer.model
-        tenant = self.preparation.tenants
-        drafter = await self._beside(tenant.drafter_of, request.scope["hdraft"]["tenant"])
+        drafter = await self._beside(self.preparation.tenants.drafter_of, request.scope["hdraft"]["tenant"])
         stored, learned = drafter.model_database.snapshot()
         general = drafter.statistics_database
         known = len(stored.tokens) + len(learned.tokens)
@@ -146,11 +149,44 @@ class Service:
 
     async def answer(self, parse: Parse, request: Request, send: Send) -> None:
         """A completion, of a chat or of a text."""
-        body = await _read_json(request)
-        asked = parse(body, self.name, self.preparation.vocab_size)
+        asked = parse(await self._read_json(request), self.name, self.preparation.vocab_size)
         noted = request.scope["hdraft"]
         with self.turns.place():
             await _while_there(request.receive, self._answer(asked, noted, send))
+
+    async def _read_json(self, request: Request) -> Any:
+        """The body.
+
+        Raises:
+            ApiError: it is none of JSON, or too large, or does not come; or there are too many others.
+        """
+        kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise ApiError(415, "The Content-Type must be application/json.", code="unsupported_media_type")
+        body, size, came = bytearray(), 0, False
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    if size > LARGEST_BODY:
+                        continue  # it is read all the same: a client hears of nothing while it sends
+                    if self._reading + len(chunk) > LARGEST_BODIES:
+                        raise busy("too many requests are being sent")
+                    body += chunk
+                    self._reading += len(chunk)
+                came = True
+        except TimeoutError:
+            pass
+        finally:
+            self._reading -= len(body)
+        if size > LARGEST_BODY:
+            raise ApiError(413, f"The body is larger than {LARGEST_BODY} bytes.", code="request_too_large")
+        if not came:
+            raise ApiError(408, f"The body did not come within {BODY_SECONDS:.0f} s.", code="request_timeout")
+        try:
+            return parse_json(bytes(body))
+        except ValueError as error:
+            raise ApiError(400, f"The body is {error}.", code="invalid_json") from None
 
     async def _answer(self, asked: Asked, noted: dict[str, Any], send: Send) -> None:
         job = await self._beside(self.preparation.prepare, asked, noted["tenant"])
@@ -243,7 +279,12 @@ class _Watched:
     def _note(self, scope: Scope, noted: dict[str, Any], status: int, seconds: float) -> None:
         path = scope["path"] if scope["path"] in _PATHS else "-"  # what else was asked for may hold anything
         self.service.metrics.requests.labels(path, str(status)).inc()
-        words = [scope["method"] if scope["method"].isalpha() else "-", path, str(status), f"{seconds:.3f}s"]
+        words = [
+            scope["method"] if scope["method"] in ("GET", "HEAD", "POST") else "-",
+            path,
+            str(status),
+            f"{seconds:.3f}s",
+        ]
         figures: Figures | None = noted["figures"]
         if figures is not None:
             statistics = figures.statistics
@@ -257,33 +298,6 @@ class _Watched:
             ]
         words.append(f"tenant={noted['tenant'] or '-'}")
         _log.info(" ".join(words))
-
-
-async def _read_json(request: Request) -> Any:
-    """The body.
-
-    Raises:
-        ApiError: it is none of JSON, or too large, or does not come.
-    """
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise ApiError(415, "The Content-Type must be application/json.", code="unsupported_media_type")
-    body, size, came = bytearray(), 0, False
-    with suppress(TimeoutError):
-        async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size <= LARGEST_BODY:
-                    body += chunk  # the rest is read all the same: a client hears of nothing while it sends
-            came = True
-    if size > LARGEST_BODY:
-        raise ApiError(413, f"The body is larger than {LARGEST_BODY} bytes.", code="request_too_large")
-    if not came:
-        raise ApiError(408, f"The body did not come within {BODY_SECONDS:.0f} s.", code="request_timeout")
-    try:
-        return parse_json(bytes(body))
-    except ValueError as error:
-        raise ApiError(400, f"The body is {error}.", code="invalid_json") from None
 
 
 async def _while_there(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
@@ -361,7 +375,7 @@ def _explained(error: Exception) -> ApiError:
     """What a client is told of a failure: what hdraft refuses, and of all else only that it was."""
     if isinstance(error, ApiError):
         return error
-    if type(error).__module__.startswith("hdraft."):  # a refusal, which says what to do
+    if type(error).__module__.startswith("hdraft.decoding."):  # a refusal, which says what to do
         return ApiError(400, str(error), code="unsupported")
     _log.error(
         "a request failed: %s", type(error).__name__, exc_info=error if _log.isEnabledFor(logging.DEBUG) else None

@@ -37,3 +37,13 @@ def invalid(param: str, message: str, code: str = "invalid_value") -> ApiError:
 def unsupported(param: str, message: str) -> ApiError:
     """A field that OpenAI's API has, with a value that this server cannot honour."""
     return ApiError(400, f"Unsupported '{param}': {message}.", param=param, code="unsupported_value")
+
+
+def busy(why: str) -> ApiError:
+    """A request that the server has no room for now."""
+    return ApiError(
+        429,
+        f"The server is busy: {why}. Try again in a moment.",
+        code="rate_limit_exceeded",
+        kind="rate_limit_error",
+    )

@@ -6,6 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from threading import Lock
 
+from hdraft.drafting.databases.storage import DatabaseError
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.drafting.hierarchy.experience import Experience
 
@@ -57,7 +58,13 @@ class Tenants:
             if name not in self._learning:
                 if not self.drafter.learn or len(self._learning) >= self._most:
                     return self._plain
-                self._learning[name] = self._open(name)
+                try:
+                    self._learning[name] = self._open(name)
+                except DatabaseError as error:  # which costs drafts, and no answer
+                    _log.error(
+                        "what %s was taught cannot be opened (%s)", name, type(error.__cause__ or error).__name__
+                    )
+                    return self._plain
                 if len(self._learning) == self._most:
                     _log.warning("there are %d tenants: for further ones nothing is learnt", self._most)
             return self._learning[name]

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from threading import Event
 from typing import TypeVar
 
-from hdraft.serve.errors import ApiError
+from hdraft.serve.errors import busy
 
 T = TypeVar("T")
 
@@ -37,12 +37,7 @@ class Turns:
             ApiError: there are too many of them.
         """
         if self.held > self.waiting:
-            raise ApiError(
-                429,
-                f"The server is busy: {self.held} requests run or wait already. Try again in a moment.",
-                code="rate_limit_exceeded",
-                kind="rate_limit_error",
-            )
+            raise busy(f"{self.held} requests run or wait already")
         self.held += 1
         try:
             yield
