@@ -79,7 +79,7 @@ class Llama:
             draft_model.attach(self, logits_all=logits_all)
 
     def n_ctx(self) -> int:
-        return len(self.input_ids)
+        return -(-len(self.input_ids) // 256) * 256  # as llama.cpp rounds it, which is more than there is room for
 
     def n_vocab(self) -> int:
         return self._vocab_size

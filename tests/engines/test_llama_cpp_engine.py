@@ -32,7 +32,7 @@ root ::= "{\"city\": \"" [A-Za-z ]+ "\", \"people\": " [0-9]+ "}"
 
 
 def load(draft_model: Any = None, **options: Any) -> Any:
-    settings = {"n_ctx": 1024, "n_threads": 2, "n_threads_batch": 2, "flash_attn": True, "seed": 7, "verbose": False}
+    settings = {"n_ctx": 1024, "n_threads": 1, "n_threads_batch": 1, "flash_attn": True, "seed": 7, "verbose": False}
     return llama_cpp.Llama(str(FILE), draft_model=draft_model, **settings | options)
 
 

@@ -1,7 +1,8 @@
 """The tokenizer of a GGUF file, with what databases and prompts use of a Hugging Face one; llama.cpp does the work."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
@@ -33,8 +34,9 @@ def import_llama_cpp() -> Any:
     return import_module("llama_cpp")
 
 
-def open_llama(file: str | os.PathLike[str], **options: Any) -> Any:
-    """`llama_cpp.Llama(file, **options)`, which says nothing beside the work.
+@contextmanager
+def loading(file: str | os.PathLike[str]) -> Iterator[Any]:
+    """Have llama-cpp-python, to load a file with; what it raises then is about the file.
 
     Raises:
         GgufError: there is no such file, or it cannot be loaded, or llama-cpp-python is not installed.
@@ -47,8 +49,9 @@ def open_llama(file: str | os.PathLike[str], **options: Any) -> Any:
         raise GgufError(f"{path} cannot be read ({error.strerror or error})") from error
     if not whole:
         raise GgufError(f"{path} is no GGUF file: get it again, or give another")
+    import_module("llama_cpp._logger").set_verbose(False)
     try:
-        return llama_cpp.Llama(str(path), verbose=False, **options)
+        yield llama_cpp
     except (ValueError, RuntimeError, AssertionError) as error:
         if type(error).__module__.startswith("hdraft."):
             raise
@@ -65,7 +68,7 @@ class GgufTokenizer:
     `[PAD7]` there; and in vocabularies of SentencePiece a token that was added has spaces for its `▁`.
 
     Args:
-        llama: a `llama_cpp.Llama` of the file, which may be its vocabulary alone.
+        model: the `_model` of a `llama_cpp.Llama`.
 
     Attributes:
         vocab_size: ids are below it; the model's, so perhaps more than there are tokens.
@@ -77,17 +80,17 @@ class GgufTokenizer:
         GgufError: the file has no tokenizer.
     """
 
-    def __init__(self, llama: Any) -> None:
-        self._llama = llama
+    def __init__(self, model: Any) -> None:
+        self._model, self._vocab = model, model.vocab
         self._c: Any = import_llama_cpp()
-        self._vocab = self._c.llama_model_get_vocab(llama.model)
         self._kind = self._c.llama_vocab_type(self._vocab)
         if self._kind == self._c.LLAMA_VOCAB_TYPE_NONE:
-            raise GgufError(f"{llama.model_path} has no tokenizer: get a file that has one")
-        self.vocab_size: int = llama.n_vocab()
-        self.eos_token_id: int | None = llama.token_eos() if llama.token_eos() >= 0 else None
-        self.chat_template: str | None = llama.metadata.get("tokenizer.chat_template")
-        length = llama.metadata.get(f"{llama.metadata.get('general.architecture')}.context_length")
+            raise GgufError(f"{model.path_model} has no tokenizer: get a file that has one")
+        self.vocab_size: int = model.n_vocab()
+        self.eos_token_id: int | None = model.token_eos() if model.token_eos() >= 0 else None
+        metadata = model.metadata()
+        self.chat_template: str | None = metadata.get("tokenizer.chat_template")
+        length = metadata.get(f"{metadata.get('general.architecture')}.context_length")
         self.context_length: int | None = None if length is None else int(length)
 
     @classmethod
@@ -97,7 +100,11 @@ class GgufTokenizer:
         Raises:
             GgufError: there is no such file, or it cannot be loaded, or llama-cpp-python is not installed.
         """
-        return cls(open_llama(file, vocab_only=True))
+        with loading(file) as llama_cpp:
+            params = llama_cpp.llama_model_default_params()
+            params.vocab_only = True
+            internals = import_module("llama_cpp._internals")
+            return cls(internals.LlamaModel(path_model=os.fspath(file), params=params, verbose=False))
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -134,7 +141,7 @@ class GgufTokenizer:
         return {"input_ids": [self._encode(each, add_special_tokens) for each in text]}
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        ids: list[int] = self._llama.tokenize(text.encode("utf-8", "replace"), add_bos=add_special_tokens, special=True)
+        ids: list[int] = self._model.tokenize(text.encode("utf-8", "replace"), add_bos=add_special_tokens, special=True)
         return ids
 
     def get_chat_template(self) -> str | None:
@@ -153,8 +160,8 @@ class GgufTokenizer:
         template = chat_template or self.chat_template or ""
         formatter = import_module("llama_cpp.llama_chat_format").Jinja2ChatFormatter(
             template,
-            bos_token=self._text(self._llama.token_bos()),
-            eos_token=self._text(self._llama.token_eos()),
+            bos_token=self._text(self._model.token_bos()),
+            eos_token=self._text(self._model.token_eos()),
             add_generation_prompt=add_generation_prompt,
         )
         return self(formatter(messages=messages).prompt, add_special_tokens=False)

@@ -11,7 +11,7 @@ from hdraft.decoding.stream import StreamedToken
 from hdraft.drafting.databases.opening import Named
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.drafting.tree import DraftTree, Source
-from hdraft.engines.gguf import GgufError, GgufTokenizer, import_llama_cpp, open_llama
+from hdraft.engines.gguf import GgufError, GgufTokenizer, import_llama_cpp, loading
 from hdraft.engines.llama_cpp import HierarchyDraftModel
 from hdraft.text import check_text
 
@@ -62,9 +62,15 @@ def continue_text(
         drafter = HierarchyDrafter.for_model(tokenizer.vocab_size, tokenizer, model_database, statistics_database)
         draft_model = HierarchyDraftModel(drafter, budget=budget)
         draft_model.references = [tokenizer(each, add_special_tokens=False)["input_ids"] for each in references]
-    layers = -1 if on_gpu and import_llama_cpp().llama_supports_gpu_offload() else 0
-    places = len(prompt_ids) + most + 1
-    llama = open_llama(file, n_ctx=places, n_gpu_layers=layers, flash_attn=True, draft_model=draft_model)
+    with loading(file) as llama_cpp:
+        llama = llama_cpp.Llama(
+            file,
+            n_ctx=len(prompt_ids) + most + 1,
+            n_gpu_layers=-1 if on_gpu and llama_cpp.llama_supports_gpu_offload() else 0,
+            flash_attn=True,
+            draft_model=draft_model,
+            verbose=False,
+        )
     if (seed := sampling.pop("seed", None)) is not None:
         llama.set_seed(seed % 2**32)
     return len(prompt_ids), _stream(llama, prompt_ids, most, statistics, sampling)

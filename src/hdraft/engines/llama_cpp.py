@@ -162,7 +162,7 @@ class HierarchyDraftModel:
             self._rule.record(len(self.draft), len(emitted))
             self.accepted += len(emitted) - 1
         self._text = text
-        room = min(self.budget, llama.n_ctx() - len(text), llama.n_batch - 1)  # a draft is verified in one batch
+        room = min(self.budget, len(llama.input_ids) - len(text), llama.n_batch - 1)  # verified in one batch
         self.draft = self._draft(emitted, room)
         self.steps += 1
         self.drafted += len(self.draft)
@@ -333,9 +333,9 @@ class _Passes:
         place, text = llama.n_tokens, llama.input_ids.copy()
         try:
             if not place:
-                self._evaluate([0] * min(_TEXT, llama.n_ctx() // 2), False)
+                self._evaluate([0] * min(_TEXT, len(text) // 2), False)
             start = llama.n_tokens
-            room = max(min(budget, llama.n_ctx() - start - 1, llama.n_batch - 1), 0)
+            room = max(min(budget, len(text) - start - 1, llama.n_batch - 1), 0)
             sizes = sorted({0, room, *(size for size in (1, 2, 4, 8, 16, 32) if size < room)})
             times: dict[int, list[float]] = {size: [] for size in sizes}
             began = perf_counter()
@@ -417,7 +417,7 @@ def _check_vocabulary(llama: Any, drafter: HierarchyDrafter) -> None:
     known = [each for each in databases if each is not None and each.token_hashes is not None]
     if not known:
         return
-    tokenizer = GgufTokenizer(llama)
+    tokenizer = GgufTokenizer(llama._model)
     ours = token_hashes(tokenizer, size)
     for database in known:
         assert database.token_hashes is not None
