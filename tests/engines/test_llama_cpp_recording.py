@@ -18,14 +18,19 @@ RECORDING: dict[str, Any] = json.loads(
 
 
 def llama(draft_model: HierarchyDraftModel) -> Llama:
-    texts = [request["prompt"] + request["answer"] for request in RECORDING["requests"]]
     return Llama(
-        writer(sorted(texts, key=len)),
+        writer([[]]),
         vocab_size=RECORDING["n_vocab"],
         n_ctx=RECORDING["n_ctx"],
         n_batch=RECORDING["n_batch"],
         draft_model=draft_model,
     )
+
+
+def answered(llama: Llama, request: dict[str, Any]) -> list[int]:
+    """The answer to a request by what answered it then: two of one prompt may differ at a near-tie."""
+    llama.target = writer([request["prompt"] + request["answer"]])
+    return take(llama.generate(request["prompt"]), len(request["answer"]))
 
 
 def test_the_llama_of_these_tests_does_what_the_real_one_did() -> None:
@@ -42,7 +47,7 @@ def test_the_llama_of_these_tests_does_what_the_real_one_did() -> None:
 
     tested = llama(Recorded(HierarchyDrafter(RECORDING["n_vocab"])))
     for request in RECORDING["requests"]:
-        assert take(tested.generate(request["prompt"]), len(request["answer"])) == request["answer"]
+        assert answered(tested, request) == request["answer"]
     assert next(drafts, None) is None
     events = [list(event) for event in tested.events]
     for event, recorded in zip(events, RECORDING["events"], strict=True):
@@ -52,16 +57,23 @@ def test_the_llama_of_these_tests_does_what_the_real_one_did() -> None:
 def test_each_request_is_told_from_the_next_through_llama_cpps_own_calls() -> None:
     draft_model = HierarchyDraftModel(HierarchyDrafter(RECORDING["n_vocab"], learn=True), costs=np.ones(7), budget=6)
     tested = llama(draft_model)
+    text: list[int] = []
+    texts, new = [], 0
     for request in RECORDING["requests"]:
-        before = draft_model._session
-        assert take(tested.generate(request["prompt"]), len(request["answer"])) == request["answer"]
-        assert draft_model._session is not before
-        assert draft_model._generated == len(request["prompt"])
+        before, goes_on = draft_model._session, request["prompt"] == text
+        assert answered(tested, request) == request["answer"]
+        if not goes_on:  # else it is the same request, or another: its text does not say
+            assert draft_model._session is not before
+            assert draft_model._generated == len(request["prompt"])
+            new += 1
+        text = request["prompt"] + request["answer"]
+        texts.append(text)
+    assert new == 9
     draft_model.close()
-    answers = [request["answer"] for request in RECORDING["requests"]]
     learnt = [each.tolist() for each in draft_model.drafter.model_database.documents()]
-    assert len(learnt) == len(answers)
-    for document, answer in zip(learnt, answers, strict=True):
-        assert document == answer[: len(document)]
-        assert len(document) >= len(answer) - 7
+    assert new <= len(learnt) <= len(texts)
+    for document in learnt:
+        begins = [len(request["prompt"]) for request in RECORDING["requests"]]
+        assert any(text[begin : begin + len(document)] == document for text in texts for begin in begins)
+    assert sum(map(len, learnt)) >= sum(len(request["answer"]) for request in RECORDING["requests"]) - 7 * len(learnt)
     assert draft_model.accepted > 50
