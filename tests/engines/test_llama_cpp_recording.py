@@ -15,6 +15,7 @@ from hdraft.engines.llama_cpp import HierarchyDraftModel
 RECORDING: dict[str, Any] = json.loads(
     gzip.decompress(Path(__file__).with_name("recording_llama_cpp.json.gz").read_bytes())
 )
+TEXTS = sorted((request["prompt"] + request["answer"] for request in RECORDING["requests"]), key=len)
 
 
 def llama(draft_model: HierarchyDraftModel) -> Llama:
@@ -28,8 +29,8 @@ def llama(draft_model: HierarchyDraftModel) -> Llama:
 
 
 def answered(llama: Llama, request: dict[str, Any]) -> list[int]:
-    """The answer to a request by what answered it then: two of one prompt may differ at a near-tie."""
-    llama.target = writer([request["prompt"] + request["answer"]])
+    """The answer to a request by what answered it then, as two of one prompt may differ at a near-tie."""
+    llama.target = writer([*TEXTS, request["prompt"] + request["answer"]])
     return take(llama.generate(request["prompt"]), len(request["answer"]))
 
 
