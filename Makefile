@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-page test-latest test-oldest smoke test-vllm fuzz docs lint clean
+.PHONY: setup demo test test-page test-latest test-oldest smoke test-vllm test-llama-cpp fuzz docs lint clean
 
 setup: .venv/.installed
 
@@ -50,6 +50,17 @@ fuzz: setup
 test-vllm: .venv-vllm/.installed
 	NUMBA_CACHE_DIR=$(CURDIR)/.venv-vllm/numba .venv-vllm/bin/pytest tests/engines tests/examples/test_vllm_serving.py
 
+# llama-cpp-python has llama.cpp compiled, for some minutes: in an environment of its own, which sees the packages of .venv.
+PACKAGES := python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+.venv-llama-cpp/.installed: .venv/.installed .venv/.smollm2
+	$(BIN)/python -m venv .venv-llama-cpp
+	echo "import site; site.addsitedir('$$($(BIN)/$(PACKAGES))')" > "$$(.venv-llama-cpp/bin/$(PACKAGES))/venv.pth"
+	.venv-llama-cpp/bin/pip install --quiet --disable-pip-version-check llama-cpp-python==0.3.36
+	@touch $@
+
+test-llama-cpp: .venv-llama-cpp/.installed
+	.venv-llama-cpp/bin/python -m pytest tests/engines tests/examples/test_gguf_chat.py
+
 # The newest packages there are, and the oldest that pyproject.toml allows.
 NEWEST := $(BIN)/python tools/environments.py newest
 OLDEST := $(BIN)/python tools/environments.py oldest
@@ -69,7 +80,7 @@ smoke: setup
 
 # The reference, from the docstrings of what is public; a warning stops it. See build/docs/index.html.
 PUBLIC := hdraft hdraft.decoding hdraft.drafting hdraft.building hdraft.conversation hdraft.chat hdraft.engines.vllm \
-  hdraft.evaluation.replay hdraft.evaluation.traces hdraft.evaluation.costs
+  hdraft.engines.llama_cpp hdraft.engines.gguf hdraft.evaluation.replay hdraft.evaluation.traces hdraft.evaluation.costs
 docs: setup
 	$(BIN)/python -W error::UserWarning -m pdoc --docformat google --no-show-source --output-directory build/docs $(PUBLIC)
 
@@ -79,5 +90,5 @@ lint: setup
 
 # Leaves build/ alone: it may hold hours of training.
 clean:
-	rm -rf .venv .venv-vllm .environments dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-llama-cpp .environments dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests tools benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

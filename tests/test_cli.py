@@ -264,6 +264,47 @@ def test_wrong_arguments_are_refused(run: Run, model: Path, arguments: list[str]
     refused(run("generate", "--model", model, "--prompt", "a", *arguments), words)
 
 
+GGUF = ["generate", "--model", "some.gguf", "--prompt", "a"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([*GGUF, "--dtype", "float32"], "--dtype is for transformers"),
+        ([*GGUF, "--step", "static"], "--step is for transformers"),
+        ([*GGUF, "--no-repeat-ngram-size", "3"], "--no-repeat-ngram-size is for transformers"),
+        ([*GGUF, "--trust-remote-code"], "--trust-remote-code is for transformers"),
+        ([*GGUF, "--device", "cuda:1"], "with llama.cpp, --device is auto"),
+        ([*GGUF, "--top-k", "3"], "--top-k is for sampling: add --do-sample"),
+        ([*GGUF, "--no-draft", "--model-database", "D_m"], "--model-database is for drafting"),
+        ([*GGUF, "--engine", "transformers"], "some.gguf is a GGUF file"),
+        (["chat", "--model", "some.gguf"], "some.gguf is a GGUF file"),
+        (["build", "model", "--model", "some.gguf", "--prompts", "p.jsonl", "--output", "D"], "is a GGUF file"),
+    ],
+)
+def test_what_a_gguf_file_is_not_run_with_is_refused(
+    run: Run, arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
+    refused(run(*arguments), words)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        GGUF,
+        ["build", "statistics", "--corpus", "c.txt", "--tokenizer", "some.gguf", "--output", "D"],
+        ["build", "model", "--generations", "g.jsonl", "--tokenizer", "some.gguf", "--output", "D"],
+    ],
+)
+def test_a_gguf_file_without_what_reads_it_is_refused_with_how_to_get_that(
+    run: Run, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hdraft.engines.gguf.find_spec", lambda name: None)
+    refused(run(*arguments), "llama-cpp-python is not installed here: pip install 'hdraft[llama-cpp]'")
+
+
 def test_a_database_for_another_tokenizer_is_refused(run: Run, other_model: Path, statistics_database: Path) -> None:
     ask = ("generate", "--model", other_model, "--prompt", "a")
     refused(run(*ask, "--statistics-database", statistics_database), "tokenizer")

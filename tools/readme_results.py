@@ -1,4 +1,4 @@
-"""Put what was measured into README.md, docs/drafting.md and docs/bench.md, between their markers.
+"""Put what was measured into README.md and pages of docs, between their markers.
 
 hdraft demo --json benchmarks/results/demo.json
 python benchmarks/drafting.py … --json benchmarks/results/drafting.json
@@ -334,6 +334,39 @@ def building_results(figures: dict[str, Any]) -> str:
     )
 
 
+def llama_cpp_results(figures: dict[str, Any]) -> str:
+    """Methods in llama.cpp, and what a machine would gain where rows cost less."""
+    settings, machine, costs = figures["settings"], figures["machine"], figures["costs"]
+    rows = [
+        [
+            name,
+            f"{each['speedup']:.2f}",
+            f"{each['least']:.2f} to {each['most']:.2f}",
+            f"{each['cold']:.2f}",
+            each["texts_as_plain"],
+            f"{each['drafted_a_step']:.2f}" if "steps" in each else "",
+            f"{each['microseconds_a_draft']:.0f}" if "steps" in each else "",
+        ]
+        for name, each in figures["methods"].items()
+    ]
+    modelled = ", ".join(f"{float(cost):.0%}: {gain:.2f}" for cost, gain in figures["modelled_by_row_cost"].items())
+    return "\n".join(
+        [
+            f"`{settings['file']}` in llama-cpp-python {machine['llama-cpp-python']}, {settings['threads']} threads on"
+            f" {machine['cores']} cores of a processor that calls itself {machine['processor']!r}, flash attention"
+            f" {'on' if settings['flash_attn'] else 'off'}: requests of up to {settings['new_tokens']} tokens, greedy,"
+            f" their prompts included, {settings['rounds']} rounds. Speed-up over a `Llama` without a draft model;"
+            " `cold` is the very first request. There a pass over 1, 4 and 16 draft tokens takes"
+            f" {costs[1]:.2f}, {costs[4]:.2f} and {costs[16]:.2f} times one over none.",
+            "",
+            *table(["", "speed-up", "by prompt", "cold", "texts as plain", "drafted a step", "µs a draft"], rows),
+            "",
+            "Where a row costs less, more is gained. By counting, with D_m, prompts and drafting left out, where a"
+            f" draft token takes so much of a pass: {modelled}.",
+        ]
+    )
+
+
 def fill(document: str, marker: str, content: str) -> None:
     """In a document, replace what is between `<!-- marker: … -->` and `<!-- /marker -->`."""
     path = ROOT / document
@@ -365,6 +398,8 @@ def main() -> None:
     fill("docs/bench.md", "lookahead", lookahead_results(read_json("lookahead.json")))
     fill("docs/drafting.md", "candidates", candidate_results(read_json("candidates.json")))
     fill("docs/drafting.md", "references", reference_results(read_json("references.json")))
+    if (RESULTS / "llama_cpp.json").exists():
+        fill("docs/llama-cpp.md", "llama-cpp", llama_cpp_results(read_json("llama_cpp.json")))
     fill("docs/drafting.md", "time", time_results(read_json("steps.json"), read_json("scaling.json")))
 
 

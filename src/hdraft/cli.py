@@ -11,7 +11,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +26,9 @@ from hdraft.text import argument_text, decode_text, dump_json, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from hdraft.decoding.stats import GenerationStats
+    from hdraft.decoding.stream import StreamedToken
 
 USER, MACHINE, INTERRUPTED = 2, 1, 130
 """Exit codes: whose fault it was."""
@@ -146,7 +149,7 @@ class GroupedCommand(TyperCommand):
     """A command with many options: its help has a section for each kind, in plain text."""
 
     SECTIONS = (
-        ("The model", "model chat chat_template system system_prompt dtype device trust_remote_code"),
+        ("The model", "model engine chat chat_template system system_prompt dtype device trust_remote_code"),
         ("The text", "prompt prompt_file"),
         ("Questions", "questions question_begin question_end num_choices download"),
         ("Drafting", "method reference budget step no_draft"),
@@ -182,6 +185,10 @@ Dtype = Annotated[
     typer.Option(help="The model's number format; auto: the one it is stored in. float32 is exactly lossless."),
 ]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, mps; auto: a GPU if there is one.")]
+Engine = Annotated[
+    Literal["transformers", "llama.cpp"] | None,
+    typer.Option(help="What runs the model.", show_default="llama.cpp for a GGUF file, transformers for others"),
+]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 ModelDatabaseName = Annotated[
     str | None, typer.Option("--model-database", metavar="DATABASE", help="D_m: a folder, or a name on the Hub.")
@@ -208,7 +215,8 @@ PreviousTokens = Annotated[
     int | None, typer.Option(metavar="N", help="published: tokens that D_s is asked with.", show_default="2")
 ]
 Tokenizer = Annotated[
-    str | None, typer.Option(metavar="MODEL", help="The target, or its tokenizer: a folder, or a name on the Hub.")
+    str | None,
+    typer.Option(metavar="MODEL", help="The target, or its tokenizer: a folder, a name on the Hub, or a GGUF file."),
 ]
 VocabSize = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="The target's vocabulary, where there is no --tokenizer.")
@@ -317,6 +325,7 @@ Seed = Annotated[int | None, typer.Option(metavar="N", min=0, max=2**63 - 1, hel
 @app.command(cls=GroupedCommand)
 def generate(
     model: Model,
+    engine: Engine = None,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="The text to continue.")] = None,
     prompt_file: Annotated[
         Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="A file with the text to continue.")
@@ -361,10 +370,41 @@ def generate(
     )
     references = [_read_text(file) for file in reference or ()]
     text = _read_prompt(prompt, prompt_file)
+    drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    from hdraft.engines.gguf import is_gguf
+
+    if (engine or ("llama.cpp" if is_gguf(model) else "transformers")) == "llama.cpp":
+        _check_llama_cpp(
+            dtype=dtype != "auto",
+            device=device not in ("auto", "cpu"),
+            step=step != "auto",
+            no_repeat_ngram_size=no_repeat_ngram_size is not None,
+            trust_remote_code=trust_remote_code,
+        )
+        from hdraft.decoding import Statistics
+        from hdraft.engines.gguf_stream import continue_text
+
+        statistics = Statistics()
+        with _refusals():
+            prompt_tokens, tokens = continue_text(
+                model,
+                text,
+                statistics,
+                chat_template=_template(chat, chat_template),
+                on_gpu=device == "auto",
+                drafting=not no_draft,
+                model_database=model_database,
+                statistics_database=statistics_database,
+                references=references,
+                budget=budget,
+                max_new_tokens=max_new_tokens,
+                sampling=_llama_sampling(seed, do_sample, drawing, repetition_penalty),
+            )
+        _show_tokens(tokens, prompt_tokens, statistics, stats, as_json)
+        return
     from hdraft.decoding import Statistics, stream
     from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
     from hdraft.loading import check_room, encode_prompt, load_target, quieten
-    from hdraft.terminal import legend, open_console, show_token
 
     quieten()
     target, tokenizer = load_target(model, dtype, device, trust_remote_code)
@@ -374,7 +414,7 @@ def generate(
         target,
         seed,
         do_sample,
-        {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p},
+        drawing,
         {"repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram_size},
     )
     statistics = Statistics()
@@ -394,29 +434,7 @@ def generate(
             max_new_tokens=max_new_tokens,
             **options,
         )
-    console = open_console(plain=not stats)
-    emitted = []
-    for token in tokens:
-        emitted.append(token)
-        if not as_json:
-            show_token(console, token.text, token.source)
-    if as_json:
-        output = {
-            "text": "".join(token.text for token in emitted),
-            "prompt_tokens": input_ids.shape[1],
-            "output_ids": [token.id for token in emitted],
-            "sources": [None if token.source is None else token.source.name.lower() for token in emitted],
-            "statistics": statistics.to_dict(),
-        }
-        print(dump_json(output), end="")
-    else:
-        print()
-    if stats:
-        errors = open_console(stderr=True)
-        if console.is_terminal:
-            own = statistics.tokens - sum(statistics.accepted.values())
-            errors.print(legend({None: own} | statistics.accepted), soft_wrap=True)
-        errors.print(str(statistics), soft_wrap=True)
+    _show_tokens(tokens, input_ids.shape[1], statistics, stats, as_json)
 
 
 @app.command("chat", cls=GroupedCommand)
@@ -1019,6 +1037,37 @@ def report_again(
 # ----------------------------------------------------------------------------------------------- helpers
 
 
+def _show_tokens(
+    tokens: Iterable["StreamedToken"], prompt_tokens: int, statistics: "GenerationStats", stats: bool, as_json: bool
+) -> None:
+    """Write the text as it comes, or all at the end as JSON, and what it cost."""
+    from hdraft.terminal import legend, open_console, show_token
+
+    console = open_console(plain=not stats)
+    emitted = []
+    for token in tokens:
+        emitted.append(token)
+        if not as_json:
+            show_token(console, token.text, token.source)
+    if as_json:
+        output = {
+            "text": "".join(token.text for token in emitted),
+            "prompt_tokens": prompt_tokens,
+            "output_ids": [token.id for token in emitted],
+            "sources": [None if token.source is None else token.source.name.lower() for token in emitted],
+            "statistics": statistics.to_dict(),
+        }
+        print(dump_json(output), end="")
+    else:
+        print()
+    if stats:
+        errors = open_console(stderr=True)
+        if console.is_terminal:
+            own = statistics.tokens - sum(statistics.accepted.values())
+            errors.print(legend({None: own} | statistics.accepted), soft_wrap=True)
+        errors.print(str(statistics), soft_wrap=True)
+
+
 def _show_speedups(figures: dict[str, Any]) -> None:
     from hdraft.evaluation.report import speedup_table
 
@@ -1048,15 +1097,38 @@ def _sampling(
     target: Any, seed: int | None, do_sample: bool | None, drawing: dict[str, Any], further: dict[str, Any]
 ) -> dict[str, Any]:
     """Those of the options that are given, for `generate`; `drawing` are for sampling alone. Sets the seed."""
-    if not (target.generation_config.do_sample if do_sample is None else do_sample):
-        for name in (name for name, value in drawing.items() if value is not None):
-            raise CommandError(f"--{name.replace('_', '-')} is for sampling: add --do-sample")
+    _check_drawing(bool(target.generation_config.do_sample if do_sample is None else do_sample), drawing)
     if seed is not None:
         from torch import manual_seed
 
         manual_seed(seed)
     options = {"do_sample": do_sample, **drawing, **further}
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _llama_sampling(
+    seed: int | None, do_sample: bool | None, drawing: dict[str, Any], repetition_penalty: float | None
+) -> dict[str, Any]:
+    """Those of the options that are given, for `Llama.generate`, and its seed."""
+    _check_drawing(bool(do_sample), drawing)
+    names = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+    options = {names[name]: value for name, value in drawing.items()} if do_sample else {"temp": 0.0}
+    options |= {"repeat_penalty": repetition_penalty, "seed": seed}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _check_llama_cpp(**given: bool) -> None:
+    """Refuse the options of transformers that are given."""
+    for name in (name for name, is_given in given.items() if is_given):
+        if name == "device":
+            raise CommandError("with llama.cpp, --device is auto (a GPU, if llama.cpp was built for one) or cpu")
+        raise CommandError(f"--{name.replace('_', '-')} is for transformers: leave it out with llama.cpp")
+
+
+def _check_drawing(sampled: bool, drawing: dict[str, Any]) -> None:
+    if not sampled:
+        for name in (name for name, value in drawing.items() if value is not None):
+            raise CommandError(f"--{name.replace('_', '-')} is for sampling: add --do-sample")
 
 
 def _read_prompt(prompt: str | None, file: Path | None) -> str:
@@ -1090,6 +1162,11 @@ def _vocabulary(name: str | None, vocab_size: int | None, trust_remote_code: boo
     """The tokenizer, if one is named, and the vocabulary's size: what was asked for, or else the model's."""
     if name is None:
         return None, vocab_size
+    from hdraft.engines.gguf import GgufTokenizer, is_gguf
+
+    if is_gguf(name):
+        of_file = GgufTokenizer.open(name)
+        return of_file, vocab_size or of_file.vocab_size
     from hdraft.loading import load_vocabulary, quieten
 
     quieten()

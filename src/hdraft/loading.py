@@ -120,6 +120,8 @@ def check_room(model: PreTrainedModel, prompt_tokens: int, max_new_tokens: int |
 def _check_name(name: str) -> None:
     """Refuse, before anything slow, what can be neither a folder nor a name on the Hub."""
     path = Path(name)
+    if path.suffix == ".gguf":
+        raise LoadError(f"{name} is a GGUF file, which hdraft generate runs with llama.cpp: give a model's folder here")
     if path.is_file():
         raise LoadError(f"{name} is a file: give a model's folder, or its name on the Hugging Face Hub")
     if not name or (not path.is_dir() and (name.count("/") > 1 or name[0] in "/.~" or name.endswith("/"))):

@@ -75,6 +75,24 @@ def test_the_best_chain_is_worth_as_much_as_any_path(drafts: list[list[int]], k:
     assert not len(chain) or tuple(chain.tokens.tolist()) in paths(tree)
 
 
+@given(sequences, st.lists(st.floats(0, 1), max_size=5), st.integers(0, 2**32 - 1))
+def test_the_best_chain_is_weighed_by_the_price_of_its_length(
+    drafts: list[list[int]], more: list[float], seed: int
+) -> None:
+    tree = DraftTree.from_sequences(drafts)
+    tree.probabilities[:] = np.random.default_rng(seed).random(len(tree))
+    prices = np.cumsum([1.0, *more])
+    worth = [0.0]
+    for node in range(len(tree)):
+        path = [node]
+        while tree.parents[path[-1]] >= 0:
+            path.append(int(tree.parents[path[-1]]))
+        if len(path) < len(prices):
+            worth.append(float(tree.probabilities[path].sum() - prices[len(path)] + 1.0))
+    chain = tree.best_chain(len(more), prices)
+    assert float(chain.probabilities.sum() - prices[len(chain)]) + 1.0 == pytest.approx(max(worth), abs=1e-5)
+
+
 def test_a_shared_token_keeps_the_source_of_the_first_sequence() -> None:
     assert DraftTree.from_sequences([[1, 2], [1, 3]], sources=[2, 1]).sources.tolist() == [2, 2, 1]
 

@@ -20,6 +20,7 @@ believed of all others: they start again from the shape that they had at first.
 
 import threading
 from collections import deque
+from collections.abc import Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -175,16 +176,29 @@ class StepCosts:
 
     def _judge(self, step: _Step) -> None:
         """Learn from a step, given those around it."""
-        believed = [each.seconds / (self._rows[each.drafted] @ self._ratios) for each in self._around]
+        believed = self._believed([(each.drafted, each.seconds) for each in self._around])
         self._ordinary, knot = median(believed), step.knot
         self._last[knot] = max(self._last[knot], self._steps - _AROUND)
-        if not self._seen[knot]:  # the first of what is seen is what was believed
+        is_first = not self._seen[knot]
+        tells = sum(each.knot == knot for each in self._around) <= _AROUND  # else it is set against itself
+        if is_first:  # the first of what is seen is what was believed
             self._seen[knot] = [_Seen(self._ratios[knot], False)]
-        if sum(each.knot == knot for each in self._around) <= _AROUND:  # else it is set against itself
+        if tells:
             self._take_in(step, believed[_AROUND] / self._ordinary)
-        if self._is_faster(believed):
+        if is_faster := self._is_faster(believed):
             self._seen = [[] for _ in self.knots]
             self._before.clear()
+        if is_first or tells or is_faster:
+            self._conclude()
+
+    def _believed(self, steps: Sequence[tuple[int, float]]) -> list[float]:
+        """The seconds of an ordinary step, as each of these tells: sizes and seconds."""
+        sizes, seconds = zip(*steps, strict=True)
+        believed: list[float] = (np.array(seconds) / (self._rows[list(sizes)] @ self._ratios)).tolist()
+        return believed
+
+    def _conclude(self) -> None:
+        """Believe what was seen."""
         if self._seen[0]:
             unit = median(each.ratio for each in self._seen[0])
             self._seen = [[each.over(unit) for each in seen] for seen in self._seen]
@@ -213,9 +227,7 @@ class StepCosts:
         """Whether the last steps, but one at most, took much less than those before them."""
         if len(self._before) <= _AROUND:
             return False
-        sizes, seconds = zip(*self._before, strict=True)
-        before = float(np.median(np.array(seconds) / (self._rows[list(sizes)] @ self._ratios)))
-        return sorted(believed)[-2] < before / _FASTER
+        return sorted(believed)[-2] < median(self._believed(self._before)) / _FASTER
 
 
 Costs = npt.NDArray[np.floating] | StepCosts

@@ -19,7 +19,8 @@ functions below read them, and give a default for a method that does without:
     drafter.lookahead_nodes    the most nodes of its lookahead branch       `lookahead_nodes`    0
     session.lookahead          that branch, which feeds D_c                 `lookahead_branch`   None
 
-The adapter to vLLM is for `HierarchyDrafter` alone, and uses more of it than this: a price, the length of a match.
+The adapters to other engines are for `HierarchyDrafter` alone, and use more of it than this: a price, the length of a
+match.
 """
 
 from collections.abc import Sequence

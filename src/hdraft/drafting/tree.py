@@ -146,19 +146,24 @@ class DraftTree:
             np.concatenate((self.depths, other.depths)),
         )
 
-    def best_chain(self, k: int, price: float = 0.0) -> "DraftTree":
+    def best_chain(self, k: int, price: float | npt.NDArray[np.float64] = 0.0) -> "DraftTree":
         """The path, at most `k` tokens long, that is worth most, for engines that verify a single sequence.
 
-        A path is worth the tokens that it is expected to gain, the sum of its probabilities, less `price` for each of
-        its own; the earliest among equals is taken, and none where none is worth anything. That is not always where
-        the likeliest first token leads:
+        A path is worth the tokens that it is expected to gain, the sum of its probabilities, less its price; the
+        earliest among equals is taken, and none where none is worth anything. That is not always where the likeliest
+        first token leads:
 
         >>> tree = DraftTree([5, 6, 7], [-1, -1, 1], probabilities=[0.5, 0.4, 0.4])
         >>> [tree.best_chain(k).tokens.tolist() for k in (1, 2)], len(tree.best_chain(2, price=0.5))
         ([[5], [6, 7]], 0)
+
+        Args:
+            k: the most tokens.
+            price: of each token; or float64[k + 1], of a path of 0, 1, … `k` tokens.
         """
+        prices = price if isinstance(price, np.ndarray) else price * np.arange(k + 1.0)
         path: list[int] = []
-        node = _end_of_best_path(self.parents, self.depths, self.probabilities, k, price, np.empty(len(self)))
+        node = _end_of_best_path(self.parents, self.depths, self.probabilities, prices, np.empty(len(self)))
         while node >= 0:
             path.append(node)
             node = int(self.parents[node])
@@ -198,14 +203,13 @@ def _end_of_best_path(
     parents: npt.NDArray[np.int32],
     depths: npt.NDArray[np.int32],
     probabilities: npt.NDArray[np.float32],
-    k: int,
-    price: float,
-    worth: npt.NDArray[np.float64],
+    prices: npt.NDArray[np.float64],
+    gains: npt.NDArray[np.float64],
 ) -> int:
-    """The last node of the path that is worth most, at most `k` nodes long; -1 if none is worth anything."""
+    """The last node of the path that is worth most, of those that have a price; -1 if none is worth anything."""
     best, end = 0.0, -1
     for node in range(len(parents)):
-        worth[node] = probabilities[node] - price + (worth[parents[node]] if parents[node] >= 0 else 0.0)
-        if depths[node] <= k and worth[node] > best:
-            best, end = worth[node], node
+        gains[node] = probabilities[node] + (gains[parents[node]] if parents[node] >= 0 else 0.0)
+        if depths[node] < len(prices) and gains[node] - prices[depths[node]] + prices[0] > best:
+            best, end = gains[node] - prices[depths[node]] + prices[0], node
     return end
