@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-latest test-oldest smoke test-vllm fuzz docs lint clean
+.PHONY: setup demo test test-latest test-oldest smoke test-vllm test-vllm-contract fuzz docs lint clean
 
 setup: .venv/.installed
 
@@ -41,6 +41,10 @@ fuzz: setup
 
 test-vllm: .venv-vllm/.installed
 	NUMBA_CACHE_DIR=$(CURDIR)/.venv-vllm/numba .venv-vllm/bin/pytest tests/engines tests/examples/test_vllm_serving.py
+
+# What the adapter relies on, in the wheels of vLLM's releases: several hundred megabytes.
+test-vllm-contract: setup
+	$(BIN)/python tools/vllm_contract.py
 
 # The newest packages there are, and the oldest that pyproject.toml allows.
 NEWEST := $(BIN)/python tools/environments.py newest

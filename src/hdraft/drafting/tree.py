@@ -158,7 +158,7 @@ class DraftTree:
         ([[5], [6, 7]], 0)
         """
         path: list[int] = []
-        node = _end_of_best_path(self.parents, self.depths, self.probabilities, k, price, np.empty(len(self)))
+        node = end_of_best_path(self.parents, self.depths, self.probabilities, k, price, np.empty(len(self)))
         while node >= 0:
             path.append(node)
             node = int(self.parents[node])
@@ -194,7 +194,7 @@ def _first_fault(
 
 
 @kernel
-def _end_of_best_path(
+def end_of_best_path(
     parents: npt.NDArray[np.int32],
     depths: npt.NDArray[np.int32],
     probabilities: npt.NDArray[np.float32],
