@@ -31,13 +31,11 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
+from vllm_prompts import WORKLOADS, prompts
 
 from hdraft import files
 from hdraft.demo import SMOLLM2
 from hdraft.evaluation.machine import machine
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from vllm_prompts import WORKLOADS, prompts
 
 CONCURRENCY = (1, 8, 32)
 SHARE = {1: 4}  # of the prompts, at this concurrency: one in so many
@@ -247,7 +245,7 @@ def main() -> None:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     names = [name for name in METHODS if name == "none" or name in arguments.methods]
     if not importlib.util.find_spec("arctic_inference"):
-        names.remove("suffix") if "suffix" in names else None
+        names = [name for name in names if name != "suffix"]
     settings = {key: getattr(arguments, key) for key in ("dtype", "prompts", "new_tokens", "tokens")}
     record: dict[str, Any] = {"settings": settings, "parts": []}
     if arguments.json.exists():

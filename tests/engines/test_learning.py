@@ -193,6 +193,8 @@ def serve(ready):
         if number == 20:
             ready.set()
         time.sleep(0.002)
+        if os.getppid() != multiprocessing.parent_process().pid:
+            os._exit(1)  # the test was stopped
 if __name__ == "__main__":
     context = multiprocessing.get_context({start!r})
     ready = context.Event()
