@@ -146,11 +146,11 @@ class BatchDrafter:
 
     def _chains(self, requests: Sequence["Request"], price: float) -> list[list[int]]:
         sessions = [request.session for request in requests if request.session is not None]
-        new = [request.known[request.drafted_for :] for request in requests]
+        new = [request.new for request in requests]
         lengths = [min(self._longest, self._max_length - request.length - 1) for request in requests]
         chains = draft_chains(sessions, new, lengths, price, self._min_match, self._threads)
         for request in requests:
-            request.drafted_for = request.length
+            request.new = []
         return chains
 
     def _ready(self, request: "Request") -> bool:
@@ -160,7 +160,7 @@ class BatchDrafter:
         try:
             if request.session is None:
                 request.session = self.drafter.session(request.known)
-                request.drafted_for, request.steps = request.length, 0
+                request.new, request.steps = [], 0
                 self._last.began = True
             request.steps += 1
             if self.learner is not None and (request.steps & (request.steps - 1) == 0 or request.steps % _RENEWED == 0):
@@ -173,7 +173,7 @@ class BatchDrafter:
 
     def _sound(self, request: "Request") -> bool:
         try:
-            check_ids(request.known[request.drafted_for :], self.drafter.vocab_size)
+            check_ids(request.new, self.drafter.vocab_size)
         except ValueError:
             self._fail(request)
         return not request.failed
@@ -203,7 +203,7 @@ class Request:
         generated: where what it generated begins.
         absent: for the adapter, the calls since it was last in a row.
         session: its drafts come from; None as long as it rests.
-        drafted_for: how many of its tokens the session has.
+        new: of its last tokens, those that the session has not been given.
     """
 
     def __init__(self, ids: npt.NDArray[np.int32], generated: int) -> None:
@@ -213,7 +213,8 @@ class Request:
         self.absent = 0
         self.failed = False
         self.session: HierarchySession | None = None
-        self.drafted_for = self.steps = 0
+        self.new: list[int] = []
+        self.steps = 0
 
     @property
     def known(self) -> npt.NDArray[np.int32]:
@@ -231,6 +232,8 @@ class Request:
             self._ids = np.concatenate([self._ids, np.empty(length, np.int32)])
         self._ids[self.length : length] = ids
         self.length = length
+        if self.session is not None:
+            self.new += ids
 
     def rest(self) -> None:
         """Do without its session until it is drafted for again."""

@@ -7,13 +7,13 @@ number of threads.
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, chain, repeat
 
 import numpy as np
 
 from hdraft.drafting.drafter import TokenIds, check_ids
 from hdraft.drafting.hierarchy.drafter import NOT_VERIFIED, HierarchySession
-from hdraft.drafting.hierarchy.growth import ADDRESS, BUDGET, DEPTH, SIZE, TOKENS
+from hdraft.drafting.hierarchy.growth import ADDRESS, BUDGET, SIZE, TOKENS
 from hdraft.drafting.threads import Threads
 
 NODES = 2
@@ -53,15 +53,18 @@ def draft_chains(
         return []
     rows, longest = len(sessions), max(0, *lengths)
     drafter = sessions[0]._drafter
-    ids = check_ids(np.concatenate(token_ids).astype(np.int64, copy=False), drafter.vocab_size)
+    ids = check_ids(np.array(list(chain.from_iterable(token_ids)), np.int64), drafter.vocab_size)
     prices = price * np.arange(NODES * longest + 1.0)
     chains = np.zeros((rows, longest), np.int32)
-    calls = np.zeros((rows, 5), np.int64)
-    calls[:, ADDRESS] = [session.address() for session in sessions]
-    calls[:, TOKENS] = list(accumulate(map(len, token_ids)))
-    calls[:, DEPTH] = lengths
-    np.maximum(calls[:, DEPTH], 0, out=calls[:, DEPTH])
-    calls[:, BUDGET] = NODES * calls[:, DEPTH]
+    depths = [max(length, 0) for length in lengths]
+    columns = (
+        [session.address() for session in sessions],
+        accumulate(map(len, token_ids)),
+        depths,
+        [NODES * depth for depth in depths],
+        repeat(0),
+    )
+    calls = np.array(list(zip(*columns, strict=False)))
     kernels = drafter.kernels()
     arguments = (ids, True, NOT_VERIFIED, drafter.vocab_size, prices, price, least_match, chains)
 
@@ -75,7 +78,7 @@ def draft_chains(
             session.make_room(int(calls[row, TOKENS] - begin), int(calls[row, BUDGET]))
             calls[row, ADDRESS] = session.address()
             work(row, row + 1)
-    return [chain[:length] for chain, length in zip(chains.tolist(), calls[:, SIZE].tolist(), strict=True)]
+    return [path[:length] for path, length in zip(chains.tolist(), calls[:, SIZE].tolist(), strict=True)]
 
 
 _ALONE = Threads(1)
