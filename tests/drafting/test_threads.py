@@ -22,7 +22,6 @@ from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.hierarchy import drafter as hierarchy
 from hdraft.drafting.hierarchy import growth
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
-from hdraft.drafting.hierarchy.growth import advance_and_grow
 from hdraft.drafting.kernel import specialised
 
 VOCAB, EOS = 500, 0
@@ -130,7 +129,7 @@ def test_another_thread_runs_while(name: str, monkeypatch: pytest.MonkeyPatch) -
     for attribute, value in list(vars(module).items()):
         if isinstance(value, Dispatcher):
             monkeypatch.setattr(module, attribute, watched(value))
-    monkeypatch.setattr(hierarchy, "specialised", lambda _, types: watched(specialised(advance_and_grow, types)))
+    monkeypatch.setattr(hierarchy, "specialised", lambda kernel, types: watched(specialised(kernel, types)))
     interval = sys.getswitchinterval()
     counter = threading.Thread(target=run)
     sys.setswitchinterval(1000)

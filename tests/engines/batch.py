@@ -20,6 +20,7 @@ def vllm_config(
     max_model_len: int = 512,
     rank: int = 0,
     tensor_parallel_size: int = 1,
+    replica: int = 0,
     tokenizer: str | None = None,
 ) -> SimpleNamespace:
     """What the proposer reads of a `VllmConfig`."""
@@ -33,7 +34,10 @@ def vllm_config(
             trust_remote_code=False,
         ),
         speculative_config=SimpleNamespace(num_speculative_tokens=tokens),
-        parallel_config=SimpleNamespace(rank=rank, tensor_parallel_size=tensor_parallel_size),
+        parallel_config=SimpleNamespace(
+            rank=rank, tensor_parallel_size=tensor_parallel_size, data_parallel_index=replica
+        ),
+        lora_config=None,
         additional_config={} if settings is None else {"hdraft": settings},
     )
 

@@ -92,9 +92,10 @@ def main() -> None:
         inner([], batch.num_tokens_no_spec, batch.token_ids_cpu)
     gc.collect()
     alive = sum(isinstance(each, HierarchySession) for each in gc.get_objects())
-    learnt = len(proposer._drafter.model_database.snapshot()[1].tokens)
+    proposer._batch.learner.flush()
+    learnt = len(proposer._batch.drafter.model_database.snapshot()[1].tokens)
     found = {"finished": finished, "aborted": aborted, "tokens": tokens, "calls": calls, "rows": most}
-    print(json.dumps(found | {"sessions_left": alive, "failed": proposer._failed, "learnt": learnt}))
+    print(json.dumps(found | {"sessions_left": alive, "failed": proposer._batch.failed, "learnt": learnt}))
 
 
 if __name__ == "__main__":

@@ -21,10 +21,25 @@ from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.storage import DatabaseError
 from hdraft.drafting.hierarchy.drafter import HierarchySession
 from hdraft.drafting.kernel_cache import NotCompiledError
-from hdraft.engines import vllm
-from hdraft.engines.vllm import HierarchyProposer, _Load
+from hdraft.engines import batch as batches
+from hdraft.engines.batch import BatchDrafter
+from hdraft.engines.load import Load
+from hdraft.engines.vllm import HierarchyProposer
 
 WORDS = 12  # tokens of a request's own alphabet
+
+
+def batch_of(proposer: HierarchyProposer) -> BatchDrafter:
+    assert proposer._batch is not None
+    return proposer._batch
+
+
+def learned(proposer: HierarchyProposer) -> ModelDatabase:
+    """D_m when all is in that has ended."""
+    learner = batch_of(proposer).learner
+    assert learner is not None
+    learner.flush()
+    return batch_of(proposer).drafter.model_database
 
 
 def proposer(vocab_size: int, settings: Any = None, **options: Any) -> HierarchyProposer:
@@ -49,7 +64,8 @@ def request(rng: np.random.Generator, alphabet: int, longest: int = 60) -> Reque
 
 def always(proposer: HierarchyProposer) -> HierarchyProposer:
     """Without the clock, so that a test does the same on every machine."""
-    proposer._measure = lambda *_: None  # type: ignore[method-assign]
+    if proposer._batch is not None:
+        proposer._batch._measure = lambda *_: None  # type: ignore[method-assign]
     return proposer
 
 
@@ -117,8 +133,7 @@ def test_what_is_learnt_is_what_was_generated_and_no_prompt() -> None:
         batch.step()
     for _ in range(20):
         tested.propose([], batch.lengths, batch.tokens)
-    database = tested._drafter.model_database
-    assert database is not None
+    database = learned(tested)
     learnt = sorted(document.tolist() for document in database.documents())
     assert learnt == sorted(each.output for each in requests)
 
@@ -132,6 +147,8 @@ def test_what_was_learnt_is_drafted_for_the_next_request_and_without_learning_is
             batch.add(once := Request([*prompt, 9], list(output)))
             while once.emitted < len(output):
                 batch.step()
+                if learn:
+                    learned(tested)
             if prompt == [1, 2]:
                 assert batch.accepted == 0
                 batch.remove(once)
@@ -140,8 +157,7 @@ def test_what_was_learnt_is_drafted_for_the_next_request_and_without_learning_is
 
 def test_learning_is_bounded() -> None:
     tested = always(proposer(100, {"learn": True}))
-    database = tested._drafter.model_database
-    assert database is not None
+    database = learned(tested)
     database.capacity = 300
     batch = Batch(tested, 1)
     for number in range(40):
@@ -149,6 +165,7 @@ def test_learning_is_bounded() -> None:
         while once.emitted < 30:
             batch.step()
         batch.remove(once)
+        learned(tested)
     assert 0 < len(database.snapshot()[1].tokens) <= 300
 
 
@@ -232,7 +249,7 @@ def test_a_chain_is_cut_where_its_place_costs_more_than_it_brings() -> None:
     tested = always(proposer(200))
     text = [*range(100, 110), 7, *range(100, 110)]
     assert len(propose(tested, text)) == 6
-    tested._load.price = lambda rows: 0.999  # type: ignore[method-assign]
+    batch_of(tested).load.price = lambda rows: 0.999  # type: ignore[method-assign]
     assert propose(tested, [*text, 7, 100, 101]) == []
 
 
@@ -294,8 +311,7 @@ def test_a_row_that_emits_no_id_suffers_alone(kind: Any, caplog: pytest.LogCaptu
     assert len(sessions) == 2
     for _ in range(20):
         tested.propose([], lengths, ids)
-    database = tested._drafter.model_database
-    assert database is not None
+    database = learned(tested)
     learnt = sorted(document.tolist() for document in database.documents())
     whole = [[prompts[row][number % 3] for number in range(8)] for row in range(4)]
     assert learnt == sorted([whole[0][:3], whole[0][4:5], whole[1], whole[2], whole[3][:2], whole[3][3:4]])
@@ -333,6 +349,9 @@ def test_nothing_that_vllm_could_hand_over_raises() -> None:
         ({"min_match": 1.5}, "min_match is 1.5"),
         ({"min_match": True}, "min_match is True"),
         ({"learn": 1}, "learn is 1: it must be true or false"),
+        ({"learn": True, "drafter_state": 1}, "drafter_state is 1: it must be a folder"),
+        ({"learn": True, "drafter_state": ""}, "drafter_state is '': it must be a folder"),
+        ({"drafter_state": "state"}, "drafter_state is for what is learnt: set learn to true"),
         ({"model_database": 3}, "model_database is 3: it must be a folder"),
         ({"model_database": "/no/such/folder"}, "no database at /no/such/folder"),
         ({"statistics_database": str(MODEL_DATABASE)}, "statistics"),
@@ -363,7 +382,7 @@ def test_nothing_is_compiled_after_the_constructor() -> None:
         while once.emitted < len(once.output):
             batch.step()
         batch.remove(once)
-    once_more = tested._drafter.session([1, 2, 3])
+    once_more = batch_of(tested).drafter.session([1, 2, 3])
     once_more.extend([4])
     once_more.close()
     assert [kernel.__name__ for kernel, count in before if len(kernel.signatures) != count] == []
@@ -391,7 +410,7 @@ def test_rows_go_without_drafts_while_kernels_are_compiled(
         begin(self, *arguments)
 
     monkeypatch.setattr(HierarchySession, "__init__", lacking)
-    monkeypatch.setattr(vllm, "compile_beside", lambda drafter: None if comes_to_nothing else compilation)
+    monkeypatch.setattr(batches, "compile_beside", lambda drafter: None if comes_to_nothing else compilation)
     tested = always(proposer(8 * WORDS))  # does not wait
     batch = Batch(tested, 1)
     batch.add(Request([1, 2, 3] * 8, [1, 2, 3] * 30))
@@ -402,16 +421,16 @@ def test_rows_go_without_drafts_while_kernels_are_compiled(
     for _ in range(4):
         batch.step()
     assert bool(batch.accepted) != comes_to_nothing
-    assert not tested._failed
+    assert not batch_of(tested).failed
 
 
-def step(load: _Load, rows: int, drafted: int, emitted: int, drafting: float | None = 0.0) -> None:
+def step(load: Load, rows: int, drafted: int, emitted: int, drafting: float | None = 0.0) -> None:
     """A step of 10 ms and 0.1 ms a token."""
     load.record(rows, drafted, emitted, 0.01 + 0.0001 * (rows + drafted), drafting)
 
 
 def test_a_draft_token_costs_what_its_place_delays_the_others() -> None:
-    load = _Load(6)
+    load = Load(6)
     assert load.price(1) < load.price(8) < load.price(32) == pytest.approx(1 / 3)
     for drafted in [0, 16, 32, 48] * 40:
         step(load, 8, drafted, 16)
@@ -420,7 +439,7 @@ def test_a_draft_token_costs_what_its_place_delays_the_others() -> None:
 
 
 def test_drafting_rests_where_it_does_not_pay_and_is_tried_again() -> None:
-    load = _Load(6)
+    load = Load(6)
     drafted = 0
     for _ in range(2000):
         drafts = load.batch(32).drafts()

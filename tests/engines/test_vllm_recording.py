@@ -16,7 +16,8 @@ RECORDING: dict[str, Any] = json.loads(gzip.decompress(Path(__file__).with_name(
 def test_each_request_is_followed_through_vllms_own_calls_and_none_takes_anothers_session() -> None:
     texts, length = RECORDING["requests"], RECORDING["max_model_len"]
     proposer = HierarchyProposer(vllm_config(8192, max_model_len=length))
-    proposer._measure = lambda *_: None  # type: ignore[method-assign]
+    assert proposer._batch is not None
+    proposer._batch._measure = lambda *_: None  # type: ignore[method-assign]
     tokens, lengths = np.zeros((8, length), np.int32), np.zeros(8, np.int32)
     known: dict[int, tuple[int, int, int, int]] = {}  # request: its tokens, in which call and row, what followed it
     owner: dict[int, int] = {}

@@ -37,7 +37,8 @@ class FakeEngine:
                 trust_remote_code=False,
             ),
             speculative_config=SimpleNamespace(num_speculative_tokens=speculative_config["num_speculative_tokens"]),
-            parallel_config=SimpleNamespace(rank=0, tensor_parallel_size=1),
+            parallel_config=SimpleNamespace(rank=0, tensor_parallel_size=1, data_parallel_index=0),
+            lora_config=None,
             additional_config=additional_config,
         )
         self.proposer = getattr(importlib.import_module(module), name)(config)

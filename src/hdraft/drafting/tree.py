@@ -163,7 +163,7 @@ class DraftTree:
         """
         prices = price if isinstance(price, np.ndarray) else price * np.arange(k + 1.0)
         path: list[int] = []
-        node = _end_of_best_path(self.parents, self.depths, self.probabilities, prices, np.empty(len(self)))
+        node = end_of_best_path(self.parents, self.depths, self.probabilities, prices, np.empty(len(self)))
         while node >= 0:
             path.append(node)
             node = int(self.parents[node])
@@ -199,7 +199,7 @@ def _first_fault(
 
 
 @kernel
-def _end_of_best_path(
+def end_of_best_path(
     parents: npt.NDArray[np.int32],
     depths: npt.NDArray[np.int32],
     probabilities: npt.NDArray[np.float32],

@@ -11,31 +11,38 @@ together, and some calls are left out. So a row is known by its tokens. With tho
     0                         1 2 3 [4]          7 8 9 [5 6]      moved here from row 1: its session goes on
     1                         7 8 [9]            1 2 [3]          new: what row 0 was has ended
 
-A request goes on where its tokens, without those sampled last, are exactly the tokens that it was known by.
+A request goes on where its tokens, without those sampled last, are exactly the tokens that it was known by. What is
+drafted for it then is no matter of vLLM's: see `batch`.
 """
 
+import ast
 import dataclasses
+import inspect
 import logging
-import time
+import sys
+import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import chain
+from multiprocessing.util import Finalize
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from hdraft.drafting.compiling import Compilation, compile_beside
-from hdraft.drafting.costs import StepCosts
 from hdraft.drafting.drafter import TokenIds
-from hdraft.drafting.hierarchy.drafter import HierarchyDrafter, HierarchySession
-from hdraft.drafting.kernel_cache import NotCompiledError, loading_only
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
+from hdraft.engines.batch import BatchDrafter, Request
 
-_log = logging.getLogger("vllm.hdraft")  # where vLLM's own handlers print it
+TESTED = ("0.32", "0.33")
+"""The versions of vLLM whose hook is known: see `tools/vllm_contract.py`."""
+
+RUNNER = "vllm.v1.worker.gpu_model_runner"
+"""The module of the runner that makes the proposer and calls it."""
 
 _PATIENCE = 16  # calls that a request may be absent, as one is that the scheduler had no room for
-_FORGET = 0.98  # of a rate, from one step to the next
-_TRIAL = 8  # steps that drafting is tried for, before it rests for …
-_REST = 256  # … so many
-_SIZES = (0, 1, 4, 16, 64, 256, 1024)  # numbers of tokens of a step, of which the costs are learnt
+
+_log = logging.getLogger("vllm.hdraft")  # where vLLM's own handlers print it
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,6 +53,7 @@ class Settings:
         model_database: D_m, a folder or a name on the Hub.
         statistics_database: D_s, likewise.
         learn: whether what a request has generated may be drafted for later ones.
+        drafter_state: a folder that what is learnt is kept in, from one start to the next.
         max_batch: the most rows that are drafted for; with more, none is.
         min_match: how many of a row's last tokens must have occurred before in this order, for a draft.
     """
@@ -53,6 +61,7 @@ class Settings:
     model_database: str | None = None
     statistics_database: str | None = None
     learn: bool = False
+    drafter_state: str | None = None
     max_batch: int = 64
     min_match: int = 1
 
@@ -65,143 +74,25 @@ class Settings:
         """
         if not isinstance(given, Mapping):
             raise ValueError(f'additional_config["hdraft"] must be an object of settings, not {given!r}')
-        folder, least = "a folder, or a name on the Hub", "a number, at least 1"
+        database, folder, least = "a folder, or a name on the Hub", "a folder", "a number, at least 1"
         wanted = {
-            "model_database": folder,
-            "statistics_database": folder,
+            "model_database": database,
+            "statistics_database": database,
             "learn": "true or false",
+            "drafter_state": folder,
             "max_batch": least,
             "min_match": least,
         }
         for name, value in given.items():
             if name not in wanted:
                 raise ValueError(f"hdraft has no setting {name!r}: there are {', '.join(wanted)}")
-            kind = {folder: str, least: int}.get(wanted[name], bool)
-            if type(value) is not kind or (type(value) is int and value < 1):
+            kind = {database: str, folder: str, least: int}.get(wanted[name], bool)
+            if type(value) is not kind or (type(value) is int and value < 1) or value == "":
                 raise ValueError(f"hdraft's setting {name} is {value!r}: it must be {wanted[name]}")
-        return cls(**given)
-
-
-class _Request:
-    """A request as far as its tokens tell, of which those that it generated begin at `generated`."""
-
-    def __init__(self, ids: npt.NDArray[np.int32], sampled: int) -> None:
-        self._ids = np.concatenate([ids, np.empty(len(ids) + 64, np.int32)])
-        self.length = len(ids)
-        self.generated = len(ids) - sampled
-        self.absent = 0  # calls since it was last in a row
-        self.failed = False
-        self.session: HierarchySession | None = None
-        self.drafted_for = 0  # the tokens that the session has
-
-    @property
-    def known(self) -> npt.NDArray[np.int32]:
-        """Its tokens: int32[length]."""
-        return self._ids[: self.length]
-
-    def goes_on_after(self, ids: npt.NDArray[np.int32]) -> bool:
-        """Whether it was known by exactly these tokens."""
-        return len(ids) == self.length and bool((ids == self.known).all())
-
-    def extend(self, sampled: Sequence[int]) -> None:
-        """Take in the tokens that a step emitted."""
-        length = self.length + len(sampled)
-        if length > len(self._ids):
-            self._ids = np.concatenate([self._ids, np.empty(length, np.int32)])
-        self._ids[self.length : length] = sampled
-        self.length = length
-
-    def rest(self) -> None:
-        """Do without its session until it is drafted for again."""
-        session, self.session = self.session, None
-        if session is not None:
-            session.close()
-
-
-@dataclasses.dataclass(slots=True)
-class _Call:
-    """A record of one call of `propose` for the next: int64[rows] `lengths`, and what drafting took and gave."""
-
-    lengths: npt.NDArray[np.int64]
-    drafting: bool = False
-    began: bool = False  # whether a session did
-    drafted: int = 0
-    seconds: float = 0.0
-    end: float = 0.0
-
-
-class _Load:
-    """The costs of draft tokens and the gains of drafting, as the last steps tell.
-
-    What steps over so many tokens of all rows take is learnt by `StepCosts`; to begin with, one over 64 more counts as
-    twice as long. Tokens that are emitted at a rate of rho a second are worth 1 / rho seconds each, so a draft token is
-    worth its place while its probability exceeds rho times the seconds that it adds. Drafting as a whole pays while
-    what was accepted is worth more than the place that it took and the time that finding it took; where it is not, it
-    rests, and is tried again later. Rates and gains are kept for batches of about one size.
-
-    Args:
-        longest: the most draft tokens of a row.
-    """
-
-    def __init__(self, longest: int) -> None:
-        self._longest = longest
-        self._costs = StepCosts([1 + n / 64 for n in _SIZES], _SIZES)
-        self._batches: dict[int, _Batch] = {}  # by the size of the batch, in powers of two
-
-    def batch(self, rows: int) -> "_Batch":
-        """The rates of batches of about this size."""
-        return self._batches.setdefault((rows - 1).bit_length(), _Batch())
-
-    def price(self, rows: int) -> float:
-        """The probability from which on a draft token is worth its place, for a batch of so many rows."""
-        most = rows * (1 + self._longest)
-        size = self._costs.explore(most)
-        if size is not None and size > rows:
-            return 0.0  # whatever there is to draft is drafted, to see what it takes
-        costs = self._costs.costs(most)
-        rate = self.batch(rows).rate * self._costs.ordinary or rows / costs[rows]
-        return min(float(rate * (costs[most] - costs[rows]) / (most - rows)), 1.0)
-
-    def record(self, rows: int, drafted: int, emitted: int, seconds: float, drafting: float | None) -> None:
-        """Take in a step: the tokens drafted and emitted, its seconds, and those of `drafting`, if that was done."""
-        self._costs.record(rows + drafted, seconds)
-        batch = self.batch(rows)
-        batch.emitted(emitted, seconds + (drafting or 0.0))
-        if drafting is not None:
-            costs = self._costs.costs(rows + drafted)
-            place = self._costs.ordinary * float(costs[-1] - costs[rows])
-            batch.gained((emitted - rows) / batch.rate - place - drafting)
-
-
-class _Batch:
-    """Rates for batches of about one size, older steps counting less."""
-
-    def __init__(self) -> None:
-        self._tokens, self._seconds = 0.0, 0.0
-        self._gain, self._tried, self._rest = 0.0, 0, 0
-
-    @property
-    def rate(self) -> float:
-        """Rho: tokens emitted a second; 0 before the first step."""
-        return self._tokens / self._seconds if self._seconds else 0.0
-
-    def emitted(self, tokens: int, seconds: float) -> None:
-        """Take in what a step emitted, and how long it took."""
-        self._tokens = _FORGET * self._tokens + tokens
-        self._seconds = _FORGET * self._seconds + seconds
-
-    def gained(self, seconds: float) -> None:
-        """Take in what drafting for a step was worth."""
-        self._gain = _FORGET * self._gain + seconds
-        self._tried += 1
-        if self._tried >= _TRIAL and self._gain < 0:
-            self._gain, self._tried, self._rest = 0.0, 0, _REST
-
-    def drafts(self) -> bool:
-        """Whether to draft in this step."""
-        if self._rest:
-            self._rest -= 1
-        return not self._rest
+        settings = cls(**given)
+        if settings.drafter_state is not None and not settings.learn:
+            raise ValueError("hdraft's setting drafter_state is for what is learnt: set learn to true, or leave it out")
+        return settings
 
 
 class HierarchyProposer:
@@ -212,28 +103,43 @@ class HierarchyProposer:
 
     Raises:
         ValueError, DatabaseError: a bad setting, or a database that does not fit the model.
+        RuntimeError: this vLLM calls its proposers in another way than those that are known.
     """
 
     def __init__(self, vllm_config: Any) -> None:
-        additional = vllm_config.additional_config
-        self._settings = Settings.read(additional.get("hdraft", {}) if isinstance(additional, Mapping) else {})
-        self._longest = int(vllm_config.speculative_config.num_speculative_tokens)
-        self._max_length = int(vllm_config.model_config.max_model_len)
-        self._requests: list[_Request | None] = []  # by row
-        self._absent: list[_Request] = []
-        self._load = _Load(self._longest)
-        self._last = _Call(np.zeros(0, np.int64))
-        self._failed = False
-        parallel = vllm_config.parallel_config
-        self._drafts = parallel.rank % parallel.tensor_parallel_size == 0  # vLLM takes one rank's drafts
-        if self._drafts:
-            self._drafter = _open(self._settings, vllm_config.model_config)
-            self._compilation: Compilation | None = None
-            try:
-                with loading_only():
-                    self._drafter.warm_up()
-            except NotCompiledError:
-                self._wait_for_kernels()
+        if type(vllm_config).__module__.startswith("vllm."):  # who else makes one, calls it
+            _check_hook(type(self))
+        try:
+            additional = vllm_config.additional_config
+            longest = int(vllm_config.speculative_config.num_speculative_tokens)
+            model, parallel = vllm_config.model_config, vllm_config.parallel_config
+            max_length, vocab_size = int(model.max_model_len), int(model.get_vocab_size())
+            replica = int(parallel.data_parallel_index)
+            adapters = vllm_config.lora_config is not None
+            drafts = parallel.rank % parallel.tensor_parallel_size == 0  # vLLM takes one rank's drafts
+        except AttributeError as error:
+            raise _changed(f"its configuration is another: {error}") from error
+        settings = Settings.read(additional.get("hdraft", {}) if isinstance(additional, Mapping) else {})
+        self._requests: list[Request | None] = []  # by row
+        self._absent: list[Request] = []
+        self._batch: BatchDrafter | None = None
+        if not drafts:
+            return
+        folder = settings.drafter_state
+        if folder is not None and replica:
+            folder = str(Path(folder, f"replica-{replica}"))
+        self._batch = BatchDrafter(
+            _open(settings, model, vocab_size),
+            longest,
+            max_length,
+            max_batch=settings.max_batch,
+            min_match=settings.min_match,
+            folder=folder,
+        )
+        if settings.learn and adapters:
+            _log.warning("hdraft is not told which adapter a request is for: what it learns is drafted for all of them")
+        if folder is not None:  # not `atexit`, which a process that `multiprocessing` has forked does not run
+            Finalize(None, self._close, exitpriority=10)
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Part of vLLM's interface; a drafter without a model has nothing to load."""
@@ -255,56 +161,27 @@ class HierarchyProposer:
             slot_mappings: unused.
         """
         rows = len(sampled_token_ids)
-        drafts: list[list[int]] = [[] for _ in range(rows)]
-        if self._drafts:
+        if self._batch is not None:
             try:
-                sampled = [_row(ids) for ids in sampled_token_ids]
-                self._propose(sampled, num_tokens_no_spec[:rows], token_ids_cpu[:rows], drafts)
+                sampled = _lists(sampled_token_ids)
+                lengths = np.asarray(num_tokens_no_spec[:rows], np.int64)
+                emitted = np.fromiter(map(len, sampled), np.int64, rows)
+                if self._batch.step(lengths, emitted):
+                    self._follow(self._batch, sampled, lengths.tolist(), np.asarray(token_ids_cpu))
+                else:
+                    self._batch.end([*filter(None, self._requests), *self._absent])
+                    self._requests, self._absent = [None] * rows, []
+                return self._batch.draft(self._requests)
             except Exception:
-                self._report()
+                self._batch.report()
                 self._requests, self._absent = [], []
-        return drafts
-
-    def _propose(
-        self,
-        sampled_token_ids: Sequence[Sequence[int]],
-        lengths: npt.NDArray[np.int32],
-        token_ids: npt.NDArray[np.int32],
-        drafts: list[list[int]],
-    ) -> None:
-        start, rows = time.perf_counter(), len(lengths)
-        self._measure(sampled_token_ids, lengths, start)
-        drafting = 1 <= rows <= self._settings.max_batch and self._load.batch(rows).drafts()
-        self._last = _Call(lengths.astype(np.int64), drafting)
-        if drafting or self._settings.learn:
-            self._follow(sampled_token_ids, lengths, token_ids)
-        else:
-            self._end([*filter(None, self._requests), *self._absent])
-            self._requests, self._absent = [None] * rows, []
-        price = self._load.price(rows) if drafting else 1.0
-        for row, request in enumerate(self._requests):
-            if request is None:
-                continue
-            if drafting:
-                drafts[row] = self._draft(request, price)
-            else:
-                request.rest()
-        self._last.drafted = sum(map(len, drafts))
-        self._last.end = time.perf_counter()
-        self._last.seconds = self._last.end - start
-
-    def _measure(self, sampled_token_ids: Sequence[Sequence[int]], lengths: npt.NDArray[np.int32], now: float) -> None:
-        """Take the time of the step that ends here, if all that it did was to decode the rows of the last call."""
-        last, rows = self._last, len(lengths)
-        emitted = np.fromiter(map(len, sampled_token_ids), np.int64, rows)
-        if rows and len(last.lengths) == rows and emitted.all() and np.array_equal(last.lengths + emitted, lengths):
-            drafting = last.seconds if last.drafting and not last.began else None
-            self._load.record(rows, last.drafted, int(emitted.sum()), now - last.end, drafting)
+        return [[] for _ in range(rows)]
 
     def _follow(
         self,
+        batch: BatchDrafter,
         sampled_token_ids: Sequence[Sequence[int]],
-        lengths: npt.NDArray[np.int32],
+        lengths: Sequence[int],
         token_ids: npt.NDArray[np.int32],
     ) -> None:
         """Find each row's request where it was, or else among those that left other rows, or begin it."""
@@ -333,64 +210,30 @@ class HierarchyProposer:
         for request in self._absent:
             # Requests are let in once all that run have a place: one that is absent then has ended.
             request.absent = _PATIENCE if new else request.absent + 1
-        self._end([request for request in self._absent if request.absent >= _PATIENCE])
+        batch.end([request for request in self._absent if request.absent >= _PATIENCE])
         self._absent = [request for request in self._absent if request.absent < _PATIENCE]
         for row in new:
-            self._requests[row] = _Request(token_ids[row, : lengths[row]], len(sampled_token_ids[row]))
+            self._requests[row] = Request(token_ids[row, : lengths[row]], lengths[row] - len(sampled_token_ids[row]))
 
-    def _draft(self, request: _Request, price: float) -> list[int]:
-        """The chain for a row: the best path of a tree that is twice as large."""
-        if request.failed or (self._compilation is not None and self._compilation.running()):
-            return []
-        length = min(self._longest, self._max_length - request.length - 1)
-        try:
-            with loading_only():
-                if request.session is None:
-                    request.session = self._drafter.session(request.known)
-                    self._last.began = True
-                else:
-                    request.session.extend(request.known[request.drafted_for :])
-                request.drafted_for = request.length
-                tree = request.session.propose(2 * length, length, price)
-                if not len(tree) or request.session.match_length < self._settings.min_match:
-                    return []
-                chain: list[int] = tree.best_chain(length, price).tokens.tolist()
-        except NotCompiledError:
-            request.session = None
-            self._wait_for_kernels()
-            return []
-        except Exception:
-            self._report()
-            request.failed, request.session = True, None
-            return []
-        return chain
-
-    def _end(self, requests: Sequence[_Request]) -> None:
-        """Let go of requests; with `learn`, D_m takes in what each of them generated."""
-        for request in requests:
-            try:
-                with loading_only():
-                    request.rest()
-                    if self._settings.learn:
-                        self._drafter.model_database.learn_known(request.known[request.generated :])
-            except NotCompiledError:
-                self._wait_for_kernels()
-            except Exception:
-                self._report()
-
-    def _wait_for_kernels(self) -> None:
-        """Draft nothing until another process has compiled them, or for good where the log says that it cannot."""
-        self._compilation = compile_beside(self._drafter)
-        self._drafts = self._compilation is not None
-
-    def _report(self) -> None:
-        if not self._failed:
-            self._failed = True
-            _log.exception("hdraft failed and drafts nothing for these rows; what fails after this is not reported")
+    def _close(self) -> None:
+        """The process ends: what requests have generated so far is learnt and kept."""
+        if self._batch is not None and self._batch.learner is not None:
+            self._batch.end([*filter(None, self._requests), *self._absent])
+            self._batch.learner.close()
 
 
-def _row(ids: Any) -> list[int]:
-    """The ids that a row emitted; none where it is no list of ids, so that one bad row does not stop the others."""
+def _lists(token_ids: Sequence[TokenIds]) -> Sequence[list[int]]:
+    """The ids of each row; none where it is no list of ids, so that one bad row does not stop the others."""
+    try:
+        np.fromiter(chain.from_iterable(token_ids), np.int32)
+        if all(type(ids) is list for ids in token_ids):
+            return token_ids  # type: ignore[return-value]
+    except (ValueError, TypeError, OverflowError):
+        pass
+    return [_list(ids) for ids in token_ids]
+
+
+def _list(ids: Any) -> list[int]:
     try:
         row: list[int] = np.asarray(ids, np.int32).reshape(-1).tolist()
     except (ValueError, TypeError, OverflowError):
@@ -398,14 +241,55 @@ def _row(ids: Any) -> list[int]:
     return row
 
 
-def _open(settings: Settings, model_config: Any) -> HierarchyDrafter:
+def call_of_hook(source: str) -> list[str]:
+    """What a runner calls `propose` of a custom class with, by its source: the names of the arguments, in order."""
+    for branch in ast.walk(ast.parse(textwrap.dedent(source))):
+        if isinstance(branch, ast.If) and ast.unparse(branch.test).endswith(".method == 'custom_class'"):
+            for call in (each for statement in branch.body for each in ast.walk(statement)):
+                if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "propose":
+                    positional = [ast.unparse(value).rpartition(".")[2] for value in call.args]
+                    return [*positional, *(keyword.arg or "**" for keyword in call.keywords)]
+    return []
+
+
+def _check_hook(proposer: Any) -> None:
+    """Make sure that vLLM will call the proposer as is known.
+
+    Raises:
+        RuntimeError: it will not.
+    """
+    version = _version()
+    runner = sys.modules.get(RUNNER)  # which makes the proposer
+    try:
+        call = call_of_hook(inspect.getsource(runner.GPUModelRunner.propose_draft_token_ids))  # type: ignore[union-attr]
+    except (AttributeError, OSError, SyntaxError) as error:
+        raise _changed(f"there is no {RUNNER}.GPUModelRunner.propose_draft_token_ids to be read") from error
+    takes = list(inspect.signature(proposer.propose).parameters)[1:]
+    if call != takes:
+        raise _changed(f"it calls propose with {', '.join(call) or 'nothing'} instead of {', '.join(takes)}")
+    if ".".join(version.split(".")[:2]) not in TESTED:
+        _log.warning("hdraft has not been tested with vLLM %s, but with %s", version, " and ".join(TESTED))
+
+
+def _version() -> str:
+    return str(getattr(sys.modules.get("vllm"), "__version__", "of this version"))
+
+
+def _changed(what: str) -> RuntimeError:
+    return RuntimeError(
+        f"vLLM {_version()} has changed the hook that hdraft drafts by, {what}: use vLLM {' or '.join(TESTED)}, or a"
+        " newer hdraft"
+    )
+
+
+def _open(settings: Settings, model_config: Any, vocab_size: int) -> HierarchyDrafter:
     """The drafter for vLLM's `ModelConfig`."""
-    vocab_size = int(model_config.get_vocab_size())
     tokenizer = None
-    if (settings.model_database or settings.statistics_database) and not model_config.skip_tokenizer_init:
+    named = settings.model_database or settings.statistics_database or settings.drafter_state
+    if named and not model_config.skip_tokenizer_init:
         tokenizer = _tokenizer(model_config)
-    return HierarchyDrafter.for_model(  # what is learnt, the proposer knows
-        vocab_size, tokenizer, settings.model_database, settings.statistics_database
+    return HierarchyDrafter.for_model(
+        vocab_size, tokenizer, settings.model_database, settings.statistics_database, learn=settings.learn
     )
 
 

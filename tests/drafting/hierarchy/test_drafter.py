@@ -234,7 +234,6 @@ def test_a_text_is_drafted_the_same_whether_it_came_at_once_or_in_pieces() -> No
     whole = HierarchyDrafter(VOCAB, stored).session(text)
     pieces = HierarchyDrafter(VOCAB, stored).session([])
     for begin in range(0, 200, 7):
-        pieces._reserve(7)
         pieces._advance_and_grow(np.array(text[begin : begin + 7], np.int32), np.zeros(1), learn=False)
     ours, theirs = pieces.propose(24), whole.propose(24)
     assert ours.tokens.tolist() == theirs.tokens.tolist()

@@ -50,6 +50,7 @@ class Request:
         self.session = drafter.session(text)
         self.rows = self.verify(random.Random(repr(text)))
         self.session._matches = matching.allocate(rows, self.session._matches)
+        self.session._address = None
         self.text = list(text)
         self.texts = [self.text, *([t for doc in corpus for t in (*doc, EOS)] for corpus in (learned, stored, general))]
         self.weights, self.mixture = self.session._weights, self.session._mixture
@@ -61,7 +62,7 @@ class Request:
         if draw.random() < 0.5:
             return rows
         table = candidates.allocate(256)
-        self.session._databases = self.session._databases._replace(candidates=table)
+        self.session._replace(candidates=table)
         end = int(self.session._databases.context.sizes[TEXT])
         for _ in range(12):
             context = tuple(draw.randrange(5) for _ in range(draw.randint(1, 2)))
@@ -90,7 +91,6 @@ class Request:
         mixing.learn(self.session._databases, self.session._matches, self.weights, self.mixture, token)
 
     def advance(self, token: int, learn: bool) -> None:
-        self.session._reserve(1)
         self.session._advance_and_grow(np.array([token], np.int32), np.zeros(1), learn=learn)
         self.text.append(token)
 

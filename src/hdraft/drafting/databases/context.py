@@ -91,6 +91,13 @@ class ContextTrie(NamedTuple):
 
 
 @kernel
+def has_room(trie: ContextTrie, tokens: int) -> bool:
+    """Whether so many tokens can be appended, whatever they are."""
+    nodes = trie.sizes[_NODES] + tokens * _MOST_NODES_A_TOKEN
+    return bool(trie.sizes[TEXT] + tokens <= len(trie.text) and nodes <= len(trie.token))
+
+
+@kernel
 def append(trie: ContextTrie, token: int) -> None:
     """Take in one token: every context that the text ended with is now followed by it."""
     position = trie.sizes[TEXT]
@@ -195,7 +202,7 @@ def _count_again(trie: ContextTrie, parent: int, node: int) -> None:
 def _append_all(trie: ContextTrie, token_ids: npt.NDArray[np.int32], begin: int) -> int:
     """Take in `token_ids[begin:]` while there is room; returns how many of `token_ids` are in."""
     for i in range(begin, len(token_ids)):
-        if trie.sizes[TEXT] >= len(trie.text) or trie.sizes[_NODES] + _MOST_NODES_A_TOKEN > len(trie.token):
+        if not has_room(trie, 1):
             return i
         append(trie, token_ids[i])
     return len(token_ids)

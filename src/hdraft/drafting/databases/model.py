@@ -60,20 +60,29 @@ class ModelDatabase(Database):
         Raises:
             ValueError: an id is outside the vocabulary.
         """
-        document = self._document(output_ids)[-self.capacity :]
-        if len(document) < 2:
+        self._learn([self._document(output_ids)])
+
+    def learn_known(self, *outputs: TokenIds) -> None:
+        """Take in what of finished outputs is within the vocabulary: each piece between other ids as a document.
+
+        Several together cost one copy of what is learned.
+        """
+        pieces = (piece for output in outputs for piece in self._known(np.asarray(output)))
+        self._learn([self._document(piece) for piece in pieces])
+
+    def _learn(self, documents: list[npt.NDArray[np.unsignedinteger]]) -> None:
+        documents = [document[-self.capacity :] for document in documents if len(document) > 1]
+        while sum(map(len, documents)) > self.capacity:
+            del documents[0]
+        if not documents:
             return
+        new = np.concatenate(documents)
         with self._lock:
             learned = self._learned
-            excess = len(learned.tokens) + len(document) - self.capacity
-            if excess > 0:  # make room for more than this one, so that the next few need not
+            excess = len(learned.tokens) + len(new) - self.capacity
+            if excess > 0:  # make room for more than this, so that the next few need not
                 learned = drop_oldest(learned, self._end_of_document(learned.tokens, excess + self.capacity // 16))
-            self._learned = append(learned, document, self.separator)
-
-    def learn_known(self, output_ids: TokenIds) -> None:
-        """Take in what of a finished output is within the vocabulary: each piece between other ids as a document."""
-        for piece in self._known(np.asarray(output_ids)):
-            self.learn(piece)
+            self._learned = append(learned, new, self.separator)
 
     def learned(self) -> "ModelDatabase":
         """What has been learned, as a database of its own, which holds it as it is now."""

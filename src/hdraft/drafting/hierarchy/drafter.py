@@ -8,7 +8,7 @@ what was once looked up in D_m and D_s is kept (`lookups`), so nothing is search
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,19 +29,20 @@ from hdraft.drafting.drafter import UNLIMITED, Candidates, IdArray, TokenIds, ch
 from hdraft.drafting.hierarchy import growth, lookups, matching, mixing, reference, state
 from hdraft.drafting.hierarchy.budget import BudgetRule
 from hdraft.drafting.hierarchy.experience import Experience
-from hdraft.drafting.hierarchy.growth import TreeArrays, Verified
+from hdraft.drafting.hierarchy.growth import SIZE, SessionArrays, Verified, advance_and_grow
 from hdraft.drafting.hierarchy.matching import Databases
 from hdraft.drafting.kernel import specialised
+from hdraft.drafting.kernel_store import hand_over, kind_of
 from hdraft.drafting.tree import DraftTree
 
 _CONTEXTS = 2**14  # of D_m and D_s, kept for a request
 _NO_IDS = np.empty(0, np.int32)
-_NO_NODES = growth.allocate_tree(0)
+_NO_CHAINS = np.empty((1, 0), np.int32)
 _NO_PRICES = np.zeros(1)
 _ROWS = 2**13  # of candidates, kept for a request: 0.6 MB
 _NO_CANDIDATES = allocate_candidates(0)
 _NO_REFERENCE = reference.make_reference([])
-_NOT_VERIFIED = Verified(_NO_IDS, _NO_IDS, np.empty((0, WIDTH), np.int32), np.empty((0, WIDTH), np.float32))
+NOT_VERIFIED = Verified(_NO_IDS, _NO_IDS, np.empty((0, WIDTH), np.int32), np.empty((0, WIDTH), np.float32))
 
 
 class HierarchyDrafter:
@@ -96,7 +97,7 @@ class HierarchyDrafter:
         self._separators = np.array(separators, np.int64)
         self._rarity = _rarity(vocab_size, statistics_database or model_database)
         self.experience = Experience() if experience is None else experience
-        self._compiled: Callable[..., int] | None = None
+        self._kernels: Kernels | None = None
 
     @classmethod
     def for_model(
@@ -213,11 +214,26 @@ class HierarchyDrafter:
         stored, learned = self.model_database.snapshot()
         return learned, stored, self._general
 
-    def _compile(self, arguments: tuple[Any, ...]) -> Callable[..., int]:
-        """`advance_and_grow` for a session's arguments: the types of all sessions' are those of the first."""
-        if self._compiled is None:
-            self._compiled = specialised(growth.advance_and_grow, arguments)
-        return self._compiled
+    def kernels(self, arrays: SessionArrays | None = None) -> "Kernels":
+        """The kernels for its sessions; the first session brings its arrays, and all others' are of the same types."""
+        if self._kernels is None:
+            assert arrays is not None
+            kind, memory = kind_of(arrays), np.empty(0, np.int64)
+            store = specialised(hand_over, (arrays, memory))
+            calls = np.empty((0, 5), np.int64)
+            arguments = (_NO_IDS, True, NOT_VERIFIED, self.vocab_size, _NO_PRICES, 0.0, 0, _NO_CHAINS)
+            work = specialised(advance_and_grow, (calls, kind, *arguments, 0, 0))
+            self._kernels = Kernels(kind, store(arrays, memory), store, work)
+        return self._kernels
+
+
+class Kernels(NamedTuple):
+    """What a drafter's sessions call."""
+
+    kind: Any  # the type of their arrays
+    words: int  # int64s that they are stored in
+    hand_over: Callable[..., int]
+    advance_and_grow: Callable[..., None]
 
 
 class HierarchySession:
@@ -237,7 +253,7 @@ class HierarchySession:
         self._weights = mixing.start(self._before)
         self._rule = None if costs is None else BudgetRule(costs, rate)
         self._matches = matching.allocate(1)
-        self._search = growth.allocate(0)
+        self._search, self._tree = growth.allocate(0), growth.allocate_tree(0)
         self._mixture = mixing.allocate()
         self._drafted = 0
         self._output: list[npt.NDArray[np.int32]] = []
@@ -245,15 +261,15 @@ class HierarchySession:
         self._closed = False
         arrays = drafter._arrays()
         trie = lookups.allocate(_CONTEXTS)
-        self._verified = _NOT_VERIFIED
+        self._verified = NOT_VERIFIED
         self._databases = Databases(
             self._context.trie, trie, arrays, drafter._separators, _NO_CANDIDATES, _NO_REFERENCE, drafter._rarity
         )
-        self._reserve(SUFFIX_LENGTH)
+        self._address: int | None = None  # of its arrays as kernels read them, None where they are to be stored anew
         self._advance_and_grow(prompt[-SUFFIX_LENGTH:], _NO_PRICES, learn=False)
         if len(references):
             made = reference.make_reference([check_ids(each, drafter.vocab_size) for each in references])
-            self._databases = self._databases._replace(reference=made)
+            self._replace(reference=made)
             reference.begin(made, self._matches.places)
 
     @property
@@ -273,19 +289,12 @@ class HierarchySession:
             prices = self._rule.prices(budget)
         else:
             prices = price * np.arange(budget + 1.0) if price else np.zeros(budget + 1)
-        room = len(prices) - 1
-        if room == 0:
-            return DraftTree.empty()
-        if len(self._search.slot) < room:
-            self._matches = matching.allocate(room + 1, self._matches)
-            self._search = growth.allocate(room)
-        tree = growth.allocate_tree(room)
-        n = self._advance_and_grow(self._take_emitted(), prices, int(max_depth), tree)
-        self._drafted = n
+        n = self._drafted = self._advance_and_grow(self._take_emitted(), prices, int(max_depth))
         if n == 0:
             return DraftTree.empty()
-        tokens, parents, depths = tree.nodes[:, :n]
-        return DraftTree(tokens, parents, tree.sources[:n], tree.probabilities[:n], depths)
+        tokens, parents, depths = self._tree.nodes[:, :n].copy()
+        sources, probabilities = self._tree.sources[:n].copy(), self._tree.probabilities[:n].copy()
+        return DraftTree(tokens, parents, sources, probabilities, depths)
 
     def extend(self, token_ids: TokenIds, ngrams: IdArray | None = None, candidates: Candidates | None = None) -> None:
         """Take in what a step emitted, and its candidates; `ngrams` are no source of this drafter: unused."""
@@ -296,9 +305,16 @@ class HierarchySession:
             verified = _verified(candidates)
             self._advance_and_grow(self._take_emitted(), _NO_PRICES)  # nothing, unless there was no tree meanwhile
             if not len(self._databases.candidates.key):
-                self._databases = self._databases._replace(candidates=allocate_candidates(_ROWS))
+                self._replace(candidates=allocate_candidates(_ROWS))
             self._verified = verified
         self._output.append(ids)
+
+    def renew(self) -> None:
+        """Draft from what D_m has learned since the request began, too; what was looked up is looked up again."""
+        arrays = self._drafter._arrays()
+        if arrays[0] is not self._databases.suffixes[0]:
+            self._replace(suffixes=arrays)
+            lookups.forget(self._databases.trie)
 
     def close(self) -> None:
         """End the request: what it learnt of the weights, and with `learn` its output, serve later requests."""
@@ -312,42 +328,54 @@ class HierarchySession:
             drafter.model_database.learn_known(np.concatenate(self._output))
 
     def _take_emitted(self) -> npt.NDArray[np.int32]:
-        """The tokens emitted since the last tree, with room for them in D_c."""
+        """The tokens emitted since the last tree."""
         new = self._output[self._seen :]
         self._seen = len(self._output)
-        emitted = new[0] if len(new) == 1 else np.concatenate([_NO_IDS, *new])
-        self._reserve(len(emitted))
-        return emitted
-
-    def _reserve(self, tokens: int) -> None:
-        self._context.reserve(tokens)
-        if self._databases.context is not self._context.trie:
-            self._databases = self._databases._replace(context=self._context.trie)
+        return new[0] if len(new) == 1 else np.concatenate([_NO_IDS, *new])
 
     def _advance_and_grow(
         self,
         ids: npt.NDArray[np.int32],
         prices: npt.NDArray[np.float64],
         max_depth: int = UNLIMITED,
-        tree: TreeArrays = _NO_NODES,
         learn: bool = True,
     ) -> int:
-        verified, self._verified = self._verified, _NOT_VERIFIED
-        arguments = (
-            self._databases,
-            self._matches,
-            self._weights,
-            self._mixture,
-            ids,
-            learn,
-            verified,
-            self._drafter.vocab_size,
-            max_depth,
-            prices,
-            self._search,
-            tree,
-        )
-        return self._drafter._compile(arguments)(*arguments)
+        """Take in what was emitted, and grow the tree; returns its size."""
+        verified, self._verified = self._verified, NOT_VERIFIED
+        drafter, budget = self._drafter, len(prices) - 1
+        while True:
+            call = np.array([[self.address(), len(ids), max_depth, budget, 0]])
+            kernels = drafter.kernels()
+            arguments = (ids, learn, verified, drafter.vocab_size, prices, 0.0, 0, _NO_CHAINS)
+            kernels.advance_and_grow(call, kernels.kind, *arguments, 0, 1)
+            if (n := int(call[0, SIZE])) >= 0:
+                return n
+            self.make_room(len(ids), budget)
+
+    def address(self) -> int:
+        """Where the kernels find this session's arrays, until one is replaced by another."""
+        if self._address is None:
+            arrays = SessionArrays(
+                self._databases, self._matches, self._weights, self._mixture, self._search, self._tree
+            )
+            kernels = self._drafter.kernels(arrays)
+            self._memory = np.empty(kernels.words, np.int64)
+            kernels.hand_over(arrays, self._memory)
+            self._address = self._memory.ctypes.data
+        return self._address
+
+    def make_room(self, tokens: int, budget: int) -> None:
+        """Make room for so many tokens of text, and for a tree of so many nodes."""
+        self._context.reserve(tokens)
+        self._replace(context=self._context.trie)
+        if len(self._tree.sources) < budget:
+            self._matches = matching.allocate(budget + 1, self._matches)
+            self._search, self._tree = growth.allocate(budget), growth.allocate_tree(budget)
+
+    def _replace(self, **databases: Any) -> None:
+        """Have other databases."""
+        self._databases = self._databases._replace(**databases)
+        self._address = None
 
 
 def _verified(candidates: Candidates) -> Verified:

@@ -12,25 +12,28 @@ product of its nodes'. Written as paths from the end of the text:
 and so on, until no node of the frontier can be worth its place (`budget`).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from hdraft.drafting.databases.candidates import key_of, put
-from hdraft.drafting.databases.context import TEXT, append
+from hdraft.drafting.databases.context import TEXT, append, has_room
 from hdraft.drafting.hierarchy import lookups, matching, mixing, reference
 from hdraft.drafting.hierarchy.budget import least_worthwhile
-from hdraft.drafting.hierarchy.matching import Databases, Matches
+from hdraft.drafting.hierarchy.matching import TIERS, Databases, Matches
 from hdraft.drafting.hierarchy.mixing import Mixture, Weights
 from hdraft.drafting.kernel import kernel
-from hdraft.drafting.tree import Source
+from hdraft.drafting.kernel_store import load
+from hdraft.drafting.tree import Source, end_of_best_path
 
 _OF_TIERS = (Source.CONTEXT, Source.MODEL, Source.MODEL, Source.STATISTICS, Source.RECYCLED, Source.REFERENCE)
 _SOURCES = np.array(_OF_TIERS, np.uint8)
 _LEAST = 1e-3  # no node is drafted below this probability
 _DEEPER = 0.985  # for each depth after the first: a tree's likeliest paths are those that are overestimated
 _TOKEN, _PARENT, _DEPTH, _TIER, _LIMITS = range(5)  # the columns of `Search.node`
+ADDRESS, TOKENS, DEPTH, BUDGET, SIZE = range(5)
+"""The columns of a call: see `advance_and_grow`."""
 
 
 class Search(NamedTuple):
@@ -45,11 +48,22 @@ class Search(NamedTuple):
 
 
 class TreeArrays(NamedTuple):
-    """The arrays of a `DraftTree`, to be filled."""
+    """The arrays of a `DraftTree`, filled anew at each call."""
 
     nodes: npt.NDArray[np.int32]  # [3, nodes] tokens, parents, depths
     sources: npt.NDArray[np.uint8]
     probabilities: npt.NDArray[np.float32]
+
+
+class SessionArrays(NamedTuple):
+    """All that a session's kernels work on, from step to step."""
+
+    databases: Databases
+    matches: Matches
+    weights: Weights
+    mixture: Mixture
+    search: Search
+    tree: TreeArrays
 
 
 class Verified(NamedTuple):
@@ -180,34 +194,86 @@ def _recycle(databases: Databases, verified: Verified, length: int) -> None:
 
 @kernel
 def advance_and_grow(
-    databases: Databases,
-    matches: Matches,
-    weights: Weights,
-    mixture: Mixture,
+    calls: npt.NDArray[np.int64],
+    kind: Any,
     token_ids: npt.NDArray[np.int32],
     learn: bool,
     verified: Verified,
     vocab_size: int,
-    max_depth: int,
     prices: npt.NDArray[np.float64],
-    search: Search,
-    tree: TreeArrays,
-) -> int:
-    """`advance`, then `grow` into `tree`; returns its size.
+    price: float,
+    least_match: int,
+    chains: npt.NDArray[np.int32],
+    begin: int,
+    end: int,
+) -> None:
+    """`advance`, then `grow` into the session's tree, for the sessions `begin` to `end` of those that are called.
 
-    One call for both: after a forward pass, with cold caches, handing the arrays over takes as long as the work. And
-    one kernel to compile for everything that a session does.
+    One call for both, and for all rows of a batch: after a forward pass, with cold caches, handing the arrays over
+    takes as long as the work. And one kernel to compile for everything that a session does.
+
+    Args:
+        calls: int64[sessions, 5], a row for each: `ADDRESS` of its `SessionArrays`, `TOKENS`, where its part of
+            `token_ids` ends, `DEPTH` and `BUDGET` of its tree; `SIZE` becomes the tree's, or the chain's where chains
+            are asked for, or -1 where the session has no room: then nothing has happened to it.
+        kind: the type of `SessionArrays`.
+        token_ids: what the sessions' steps emitted, one after another.
+        learn, verified, vocab_size: see `advance` and `grow`.
+        prices: float64[largest budget + 1], see `grow`.
+        price, least_match: see `_best_chain`.
+        chains: int32[sessions, longest], to be filled with each tree's best chain; int32[sessions, 0] for none.
     """
-    advance(databases, matches, weights, mixture, token_ids, learn, verified)
-    n = grow(databases, matches, weights, vocab_size, max_depth, prices, mixture, search)
-    for i in range(n):
-        node = search.node[search.slot[i]]
-        tree.nodes[_TOKEN, i] = node[_TOKEN]
-        tree.nodes[_PARENT, i] = node[_PARENT]
-        tree.nodes[_DEPTH, i] = node[_DEPTH]
-        tree.sources[i] = _SOURCES[node[_TIER]]
-        tree.probabilities[i] = search.probability[i]
-    return n
+    for call in range(begin, end):
+        session = load(calls[call, ADDRESS], kind)
+        first = calls[call - 1, TOKENS] if call else 0
+        emitted = token_ids[first : calls[call, TOKENS]]
+        tree, budget = session.tree, calls[call, BUDGET]
+        if budget > len(tree.sources) or not has_room(session.databases.context, len(emitted)):
+            calls[call, SIZE] = -1
+            continue
+        advance(session.databases, session.matches, session.weights, session.mixture, emitted, learn, verified)
+        n = grow(
+            session.databases,
+            session.matches,
+            session.weights,
+            vocab_size,
+            calls[call, DEPTH],
+            prices[: budget + 1],
+            session.mixture,
+            session.search,
+        )
+        for i in range(n):
+            node = session.search.node[session.search.slot[i]]
+            tree.nodes[_TOKEN, i] = node[_TOKEN]
+            tree.nodes[_PARENT, i] = node[_PARENT]
+            tree.nodes[_DEPTH, i] = node[_DEPTH]
+            tree.sources[i] = _SOURCES[node[_TIER]]
+            tree.probabilities[i] = session.search.probability[i]
+        if chains.shape[1]:
+            n = _best_chain(session, n, price, least_match, chains[call])
+        calls[call, SIZE] = n
+
+
+@kernel
+def _best_chain(session: SessionArrays, n: int, price: float, least_match: int, chain: npt.NDArray[np.int32]) -> int:
+    """Fill `chain` with the path of a tree of `n` nodes that is worth most, and return its length.
+
+    There is none where fewer of the text's last tokens than `least_match` occurred before in this order.
+    """
+    longest = 0
+    for tier in range(TIERS):
+        longest = max(longest, int(session.matches.longest[0, tier]))
+    if longest < least_match:
+        return 0
+    parents, depths = session.tree.nodes[_PARENT], session.tree.nodes[_DEPTH]
+    probabilities = session.tree.probabilities[:n]
+    prices = price * np.arange(len(chain) + 1.0)
+    node = end_of_best_path(parents[:n], depths, probabilities, prices, session.search.probability)
+    length = int(depths[node]) if node >= 0 else 0
+    for place in range(length - 1, -1, -1):
+        chain[place] = session.tree.nodes[_TOKEN, node]
+        node = int(parents[node])
+    return length
 
 
 @kernel

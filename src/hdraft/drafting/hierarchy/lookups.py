@@ -67,6 +67,11 @@ def clear(trie: SuffixTrie, arrays: tuple[SuffixArray, ...]) -> None:
         trie.node[root, _FIRST] = _CLOSED
 
 
+def forget(trie: SuffixTrie) -> None:
+    """Have it emptied before the next lookup, as one that is crowded."""
+    trie.sizes[_NODES] = len(trie.node)
+
+
 @kernel
 def is_new(trie: SuffixTrie) -> bool:
     """Whether it has not been made a trie yet."""

@@ -1,0 +1,254 @@
+"""Drafts for the requests of a batch, step after step: what adapters to serving engines share.
+
+An adapter finds out which request each row is, by whatever its engine tells, and keeps a `Request` for each:
+
+    drafts = batch.step(lengths, emitted)       # a step has ended: are there drafts to be made, or is anything learnt?
+    batch.end(ended)                            # requests that are over
+    chains = batch.draft(requests)              # by row, None for a row that is no request yet
+
+Nothing here is an engine's own: no configuration, no types, no row's tokens beyond what the adapter put into `Request`.
+"""
+
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from hdraft.drafting.compiling import Compilation, compile_beside
+from hdraft.drafting.drafter import check_ids
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter, HierarchySession
+from hdraft.drafting.hierarchy.together import draft_chains
+from hdraft.drafting.kernel_cache import NotCompiledError, loading_only
+from hdraft.drafting.threads import Threads, processors
+from hdraft.engines.learning import Learner
+from hdraft.engines.load import Load
+
+_THREADS = 2  # more were not measured to pay
+_RENEWED = 32  # steps of a request, after which it drafts from what others have taught D_m meanwhile; sooner at first
+
+_log = logging.getLogger("vllm.hdraft")  # where vLLM's own handlers print it
+
+
+class BatchDrafter:
+    """Chains of draft tokens for the rows of a batch.
+
+    Args:
+        drafter: of the model.
+        longest: the most draft tokens of a row.
+        max_length: of a request, prompt and all.
+        max_batch: the most rows that are drafted for; with more, none is.
+        min_match: how many of a row's last tokens must have occurred before in this order, for a draft.
+        folder: where what is learnt is kept; see `Learner`. It learns if the drafter is to `learn`.
+        threads: to draft on; by default, two where there are two processors.
+
+    Raises:
+        DatabaseError: the folder cannot be used.
+    """
+
+    def __init__(
+        self,
+        drafter: HierarchyDrafter,
+        longest: int,
+        max_length: int,
+        *,
+        max_batch: int = 64,
+        min_match: int = 1,
+        folder: str | os.PathLike[str] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.drafter = drafter
+        self.load = Load(longest)
+        self.learner = Learner(drafter, folder) if drafter.learn else None
+        self.failed = False
+        self._longest, self._max_length = longest, max_length
+        self._max_batch, self._min_match = max_batch, min_match
+        self._threads = Threads(min(_THREADS, len(processors())) if threads is None else threads)
+        self._last = _Call(np.zeros(0, np.int64))
+        self._start = 0.0
+        self._drafts = True
+        self._compilation: Compilation | None = None
+        try:
+            with loading_only():
+                drafter.warm_up()
+        except NotCompiledError:
+            self._wait_for_kernels()
+
+    def step(self, lengths: npt.NDArray[np.int64], emitted: npt.NDArray[np.int64]) -> bool:
+        """Take in that a step has ended, before `draft`; returns whether requests are to be followed.
+
+        They are where they are drafted for, or learnt from. It takes the time of the step, if all that it did was to
+        decode the rows of the last call.
+
+        Args:
+            lengths: int64[rows], how many tokens each row has, those emitted included.
+            emitted: int64[rows], how many it has emitted.
+        """
+        self._start, last, rows = time.perf_counter(), self._last, len(lengths)
+        if rows and len(last.lengths) == rows and emitted.all() and np.array_equal(last.lengths + emitted, lengths):
+            drafting = last.seconds if last.drafting and not last.began else None
+            self._measure(rows, last.drafted, int(emitted.sum()), self._start - last.end, drafting)
+        drafting = self._drafts and 1 <= rows <= self._max_batch and self.load.batch(rows).drafts()
+        self._last = _Call(lengths, drafting)
+        return drafting or self.learner is not None
+
+    def draft(self, requests: Sequence["Request | None"]) -> list[list[int]]:
+        """The chain for each row, after `step`: none where nothing is worth its place, or drafting rests."""
+        drafts: list[list[int]] = [[] for _ in requests]
+        if not self._last.drafting:
+            for request in filter(None, requests):
+                request.rest()
+        elif self._compilation is None or not self._compilation.running():
+            try:
+                with loading_only():
+                    self._draft(requests, drafts)
+            except NotCompiledError:
+                self._wait_for_kernels()
+        self._last.drafted = sum(map(len, drafts))
+        self._last.end = time.perf_counter()
+        self._last.seconds = self._last.end - self._start
+        return drafts
+
+    def end(self, requests: Sequence["Request"]) -> None:
+        """Let go of requests; what each of them generated is learnt, if anything is."""
+        for request in requests:
+            try:
+                with loading_only():
+                    request.rest()
+            except NotCompiledError:
+                self._wait_for_kernels()
+            except Exception:
+                self.report()
+            if self.learner is not None:
+                self.learner.take(request.known[request.generated :].copy())
+
+    def report(self) -> None:
+        """Log the exception that is being handled, if it is the first."""
+        if not self.failed:
+            self.failed = True
+            _log.exception("hdraft failed and drafts nothing for these rows; what fails after this is not reported")
+
+    def _draft(self, requests: Sequence["Request | None"], drafts: list[list[int]]) -> None:
+        price = self.load.price(len(requests))
+        rows = [row for row, request in enumerate(requests) if request is not None and self._ready(request)]
+        ready = [request for row in rows if (request := requests[row]) is not None]
+        try:
+            chains = self._chains(ready, price)
+        except ValueError:  # an id outside the vocabulary
+            sound = [self._sound(request) for request in ready]
+            rows = [row for row, good in zip(rows, sound, strict=True) if good]
+            chains = self._chains([request for request, good in zip(ready, sound, strict=True) if good], price)
+        for row, chain in zip(rows, chains, strict=True):
+            drafts[row] = chain
+
+    def _chains(self, requests: Sequence["Request"], price: float) -> list[list[int]]:
+        sessions = [request.session for request in requests if request.session is not None]
+        new = [request.new for request in requests]
+        lengths = [min(self._longest, self._max_length - request.length - 1) for request in requests]
+        chains = draft_chains(sessions, new, lengths, price, self._min_match, self._threads)
+        for request in requests:
+            request.new = []
+        return chains
+
+    def _ready(self, request: "Request") -> bool:
+        """Whether the request can be drafted for: it has a session, or one begins."""
+        if request.failed:
+            return False
+        try:
+            if request.session is None:
+                request.session = self.drafter.session(request.known)
+                request.new, request.steps = [], 0
+                self._last.began = True
+            request.steps += 1
+            if self.learner is not None and (request.steps & (request.steps - 1) == 0 or request.steps % _RENEWED == 0):
+                request.session.renew()
+        except NotCompiledError:
+            raise
+        except Exception:
+            self._fail(request)
+        return not request.failed
+
+    def _sound(self, request: "Request") -> bool:
+        try:
+            check_ids(request.new, self.drafter.vocab_size)
+        except ValueError:
+            self._fail(request)
+        return not request.failed
+
+    def _fail(self, request: "Request") -> None:
+        self.report()
+        request.failed, request.session = True, None
+
+    def _measure(self, rows: int, drafted: int, emitted: int, seconds: float, drafting: float | None) -> None:
+        self.load.record(rows, drafted, emitted, seconds, drafting)
+
+    def _wait_for_kernels(self) -> None:
+        """Draft nothing until another process has compiled them, or for good where the log says that it cannot."""
+        self._compilation = compile_beside(self.drafter)
+        self._drafts = self._compilation is not None
+
+
+class Request:
+    """A request as an engine's adapter knows it.
+
+    Args:
+        ids: int32[n], its tokens so far.
+        generated: how many of them, the first ones, are its prompt.
+
+    Attributes:
+        length: of `known`.
+        generated: where what it generated begins.
+        absent: for the adapter, the calls since it was last in a row.
+        session: its drafts come from; None as long as it rests.
+        new: of its last tokens, those that the session has not been given.
+    """
+
+    def __init__(self, ids: npt.NDArray[np.int32], generated: int) -> None:
+        self._ids = np.concatenate([ids, np.empty(len(ids) + 64, np.int32)])
+        self.length = len(ids)
+        self.generated = generated
+        self.absent = 0
+        self.failed = False
+        self.session: HierarchySession | None = None
+        self.new: list[int] = []
+        self.steps = 0
+
+    @property
+    def known(self) -> npt.NDArray[np.int32]:
+        """Its tokens: int32[length]."""
+        return self._ids[: self.length]
+
+    def goes_on_after(self, ids: npt.NDArray[np.int32]) -> bool:
+        """Whether it was known by exactly these tokens."""
+        return len(ids) == self.length and ids.tobytes() == self.known.tobytes()  # takes half as long as NumPy's ==
+
+    def extend(self, ids: Sequence[int]) -> None:
+        """Take in the tokens that a step emitted."""
+        length = self.length + len(ids)
+        if length > len(self._ids):
+            self._ids = np.concatenate([self._ids, np.empty(length, np.int32)])
+        self._ids[self.length : length] = ids
+        self.length = length
+        if self.session is not None:
+            self.new += ids
+
+    def rest(self) -> None:
+        """Do without its session until it is drafted for again."""
+        session, self.session = self.session, None
+        if session is not None:
+            session.close()
+
+
+@dataclasses.dataclass(slots=True)
+class _Call:
+    """A record of one step for the next: int64[rows] `lengths`, and what drafting took and gave."""
+
+    lengths: npt.NDArray[np.int64]
+    drafting: bool = False
+    began: bool = False  # whether a session did
+    drafted: int = 0
+    seconds: float = 0.0
+    end: float = 0.0

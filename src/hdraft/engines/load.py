@@ -1,0 +1,82 @@
+"""What drafting costs and gains in an engine that serves many requests at once, as the last steps tell."""
+
+from hdraft.drafting.costs import StepCosts
+
+_FORGET = 0.98  # of a rate, from one step to the next
+_TRIAL = 8  # steps that drafting is tried for, before it rests for …
+_REST = 256  # … so many
+_SIZES = (0, 1, 4, 16, 64, 256, 1024)  # numbers of tokens of a step, of which the costs are learnt
+
+
+class Load:
+    """The costs of draft tokens and the gains of drafting, as the last steps tell.
+
+    What steps over so many tokens of all rows take is learnt by `StepCosts`; to begin with, one over 64 more counts as
+    twice as long. Tokens that are emitted at a rate of rho a second are worth 1 / rho seconds each, so a draft token is
+    worth its place while its probability exceeds rho times the seconds that it adds. Drafting as a whole pays while
+    what was accepted is worth more than the place that it took and the time that finding it took; where it is not, it
+    rests, and is tried again later. Rates and gains are kept for batches of about one size.
+
+    Args:
+        longest: the most draft tokens of a row.
+    """
+
+    def __init__(self, longest: int) -> None:
+        self._longest = longest
+        self._costs = StepCosts([1 + n / 64 for n in _SIZES], _SIZES)
+        self._batches: dict[int, Rates] = {}  # by the size of the batch, in powers of two
+
+    def batch(self, rows: int) -> "Rates":
+        """The rates of batches of about this size."""
+        return self._batches.setdefault((rows - 1).bit_length(), Rates())
+
+    def price(self, rows: int) -> float:
+        """The probability from which on a draft token is worth its place, for a batch of so many rows."""
+        most = rows * (1 + self._longest)
+        size = self._costs.explore(most)
+        if size is not None and size > rows:
+            return 0.0  # whatever there is to draft is drafted, to see what it takes
+        costs = self._costs.costs(most)
+        rate = self.batch(rows).rate * self._costs.ordinary or rows / costs[rows]
+        return min(float(rate * (costs[most] - costs[rows]) / (most - rows)), 1.0)
+
+    def record(self, rows: int, drafted: int, emitted: int, seconds: float, drafting: float | None) -> None:
+        """Take in a step: the tokens drafted and emitted, its seconds, and those of `drafting`, if that was done."""
+        self._costs.record(rows + drafted, seconds)
+        batch = self.batch(rows)
+        batch.emitted(emitted, seconds + (drafting or 0.0))
+        if drafting is not None:
+            costs = self._costs.costs(rows + drafted)
+            place = self._costs.ordinary * float(costs[-1] - costs[rows])
+            batch.gained((emitted - rows) / batch.rate - place - drafting)
+
+
+class Rates:
+    """Rates for batches of about one size, older steps counting less."""
+
+    def __init__(self) -> None:
+        self._tokens, self._seconds = 0.0, 0.0
+        self._gain, self._tried, self._rest = 0.0, 0, 0
+
+    @property
+    def rate(self) -> float:
+        """Rho: tokens emitted a second; 0 before the first step."""
+        return self._tokens / self._seconds if self._seconds else 0.0
+
+    def emitted(self, tokens: int, seconds: float) -> None:
+        """Take in what a step emitted, and how long it took."""
+        self._tokens = _FORGET * self._tokens + tokens
+        self._seconds = _FORGET * self._seconds + seconds
+
+    def gained(self, seconds: float) -> None:
+        """Take in what drafting for a step was worth."""
+        self._gain = _FORGET * self._gain + seconds
+        self._tried += 1
+        if self._tried >= _TRIAL and self._gain < 0:
+            self._gain, self._tried, self._rest = 0.0, 0, _REST
+
+    def drafts(self) -> bool:
+        """Whether to draft in this step."""
+        if self._rest:
+            self._rest -= 1
+        return not self._rest
