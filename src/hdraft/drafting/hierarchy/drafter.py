@@ -221,7 +221,7 @@ class HierarchyDrafter:
             kind, memory = kind_of(arrays), np.empty(0, np.int64)
             store = specialised(hand_over, (arrays, memory))
             calls = np.empty((0, 5), np.int64)
-            arguments = (_NO_IDS, True, NOT_VERIFIED, self.vocab_size, _NO_PRICES, 0.0, 0, _NO_CHAINS)
+            arguments = (_NO_IDS, True, NOT_VERIFIED, self.vocab_size, _NO_PRICES, 0, _NO_CHAINS)
             work = specialised(advance_and_grow, (calls, kind, *arguments, 0, 0))
             self._kernels = Kernels(kind, store(arrays, memory), store, work)
         return self._kernels
@@ -346,7 +346,7 @@ class HierarchySession:
         while True:
             call = np.array([[self.address(), len(ids), max_depth, budget, 0]])
             kernels = drafter.kernels()
-            arguments = (ids, learn, verified, drafter.vocab_size, prices, 0.0, 0, _NO_CHAINS)
+            arguments = (ids, learn, verified, drafter.vocab_size, prices, 0, _NO_CHAINS)
             kernels.advance_and_grow(call, kernels.kind, *arguments, 0, 1)
             if (n := int(call[0, SIZE])) >= 0:
                 return n

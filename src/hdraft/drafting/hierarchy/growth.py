@@ -201,7 +201,6 @@ def advance_and_grow(
     verified: Verified,
     vocab_size: int,
     prices: npt.NDArray[np.float64],
-    price: float,
     least_match: int,
     chains: npt.NDArray[np.int32],
     begin: int,
@@ -219,8 +218,8 @@ def advance_and_grow(
         kind: the type of `SessionArrays`.
         token_ids: what the sessions' steps emitted, one after another.
         learn, verified, vocab_size: see `advance` and `grow`.
-        prices: float64[largest budget + 1], see `grow`.
-        price, least_match: see `_best_chain`.
+        prices: float64[largest budget + 1], see `grow`; of chains, too.
+        least_match: see `_best_chain`.
         chains: int32[sessions, longest], to be filled with each tree's best chain; int32[sessions, 0] for none.
     """
     for call in range(begin, end):
@@ -250,12 +249,18 @@ def advance_and_grow(
             tree.sources[i] = _SOURCES[node[_TIER]]
             tree.probabilities[i] = session.search.probability[i]
         if chains.shape[1]:
-            n = _best_chain(session, n, price, least_match, chains[call])
+            n = _best_chain(session, n, prices, least_match, chains[call])
         calls[call, SIZE] = n
 
 
 @kernel
-def _best_chain(session: SessionArrays, n: int, price: float, least_match: int, chain: npt.NDArray[np.int32]) -> int:
+def _best_chain(
+    session: SessionArrays,
+    n: int,
+    prices: npt.NDArray[np.float64],
+    least_match: int,
+    chain: npt.NDArray[np.int32],
+) -> int:
     """Fill `chain` with the path of a tree of `n` nodes that is worth most, and return its length.
 
     There is none where fewer of the text's last tokens than `least_match` occurred before in this order.
@@ -267,8 +272,8 @@ def _best_chain(session: SessionArrays, n: int, price: float, least_match: int, 
         return 0
     parents, depths = session.tree.nodes[_PARENT], session.tree.nodes[_DEPTH]
     probabilities = session.tree.probabilities[:n]
-    prices = price * np.arange(len(chain) + 1.0)
-    node = end_of_best_path(parents[:n], depths, probabilities, prices, session.search.probability)
+    affordable = prices[: len(chain) + 1]
+    node = end_of_best_path(parents[:n], depths, probabilities, affordable, session.search.probability)
     length = int(depths[node]) if node >= 0 else 0
     for place in range(length - 1, -1, -1):
         chain[place] = session.tree.nodes[_TOKEN, node]

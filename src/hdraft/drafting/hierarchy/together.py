@@ -66,7 +66,7 @@ def draft_chains(
     )
     calls = np.array(list(zip(*columns, strict=False)))
     kernels = drafter.kernels()
-    arguments = (ids, True, NOT_VERIFIED, drafter.vocab_size, prices, price, least_match, chains)
+    arguments = (ids, True, NOT_VERIFIED, drafter.vocab_size, prices, least_match, chains)
 
     def work(begin: int, end: int) -> None:
         kernels.advance_and_grow(calls, kernels.kind, *arguments, begin, end)
