@@ -1,6 +1,6 @@
 """What a server costs: the same requests by `hdraft.generate` and through `hdraft serve`, in one run.
 
-    python benchmarks/serve.py [--rounds N] [--max-new-tokens N] [--json FILE]
+    python benchmarks/serve.py [--rounds N] [--limit N] [--max-new-tokens N] [--json FILE]
 
 SmolLM2-135M-Instruct and its databases, as `hdraft demo` has them, and its chats. One process has the model, and both
 calls `hdraft.generate` with it and serves it; a client in another, the `openai` package, asks for the same tokens as a
@@ -70,11 +70,11 @@ def serving(service: Any) -> Iterator[str]:
             service.close()
 
 
-def measure(rounds: int, most: int, console: Console) -> list[dict[str, Any]]:
+def measure(rounds: int, limit: int | None, most: int, console: Console) -> list[dict[str, Any]]:
     """Seconds of each way, by round and prompt."""
     subject = smollm2()
     model, tokenizer, drafter = load(subject, "auto", console)
-    prompts = [each for each in read_prompts(subject.prompts) if each.chat and each.temperature is None]
+    prompts = [each for each in read_prompts(subject.prompts) if each.chat and each.temperature is None][:limit]
     tenants = Tenants(drafter)
     service = server.make_service("smollm2", model, tokenizer, tenants)
     same = tenants.drafter_of("")  # what the server drafts with
@@ -126,12 +126,13 @@ def main() -> None:
     """Print the ratios, and write them."""
     parser = argparse.ArgumentParser(description="What a server costs.")
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--limit", type=int, help="only the first so many prompts")
     parser.add_argument("--max-new-tokens", type=int, default=96)
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures there too")
     arguments = parser.parse_args()
     quieten()
     console = Console()
-    rows = measure(arguments.rounds, arguments.max_new_tokens, console)
+    rows = measure(arguments.rounds, arguments.limit, arguments.max_new_tokens, console)
     table = Table("way", "seconds", "times those of generate", "same text")
     ratios = {}
     for way in WAYS:
