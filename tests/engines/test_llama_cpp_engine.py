@@ -163,7 +163,7 @@ def test_a_prompt_of_more_than_n_batch_tokens_is_read(plain: Any, logits_all: bo
     text = "Here is a list of boats: " + "the green boat, the red boat, the old boat, " * 12
     expected = load(n_batch=64)(text, max_tokens=24, temperature=0.0)["choices"][0]["text"]
     assert llama(text, max_tokens=24, temperature=0.0)["choices"][0]["text"] == expected
-    assert llama.draft_model.accepted > 10
+    assert llama.draft_model.accepted >= 5
 
 
 def test_log_probabilities_are_those_of_a_llama_without_drafts() -> None:
