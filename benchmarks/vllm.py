@@ -271,15 +271,7 @@ def main() -> None:
                     parts.append(part | engines.run(name, texts, concurrency))
                     record["figures"] = figures(parts)
                     files.replace(arguments.json, (json.dumps(record, indent=1) + "\n").encode())
-                    print(
-                        number,
-                        *(
-                            f"{value:.4g}" if isinstance(value, float) else value
-                            for key, value in parts[-1].items()
-                            if key != "outputs"
-                        ),
-                        flush=True,
-                    )
+                    print(parts[-1] | {"outputs": len(texts)}, flush=True)
     show(figures(parts), Console())
 
 

@@ -167,7 +167,7 @@ class HierarchyProposer:
                 lengths = np.asarray(num_tokens_no_spec[:rows], np.int64)
                 emitted = np.fromiter(map(len, sampled), np.int64, rows)
                 if self._batch.step(lengths, emitted):
-                    self._follow(self._batch, sampled, lengths.tolist(), np.asarray(token_ids_cpu))
+                    self._follow(self._batch, sampled, lengths.tolist(), np.asarray(token_ids_cpu, np.int32))
                 else:
                     self._batch.end([*filter(None, self._requests), *self._absent])
                     self._requests, self._absent = [None] * rows, []
@@ -180,40 +180,39 @@ class HierarchyProposer:
     def _follow(
         self,
         batch: BatchDrafter,
-        sampled_token_ids: Sequence[Sequence[int]],
+        sampled_token_ids: Sequence[list[int]],
         lengths: Sequence[int],
         token_ids: npt.NDArray[np.int32],
     ) -> None:
         """Find each row's request where it was, or else among those that left other rows, or begin it."""
         left = self._requests + [None] * (len(lengths) - len(self._requests))
         self._requests = [None] * len(lengths)
-        before: dict[int, npt.NDArray[np.int32]] = {}
+        others: dict[int, bytes] = {}
         for row, sampled in enumerate(sampled_token_ids):
             if sampled and len(sampled) <= lengths[row] <= token_ids.shape[1]:
-                ids = token_ids[row, : lengths[row] - len(sampled)]
+                text = token_ids[row, : lengths[row]].tobytes()
                 request = left[row]
-                if request is not None and request.goes_on_after(ids):
+                if request is not None and request.goes_on_as(text, sampled):
                     self._requests[row], left[row] = request, None
-                    request.extend(sampled)
                 else:
-                    before[row] = ids
+                    others[row] = text
         self._absent += filter(None, left)
         new = []
-        for row, ids in before.items():
-            moved = next((request for request in self._absent if request.goes_on_after(ids)), None)
+        for row, text in others.items():
+            sampled = sampled_token_ids[row]
+            moved = next((request for request in self._absent if request.goes_on_as(text, sampled)), None)
             if moved is None:
                 new.append(row)
                 continue
             self._absent.remove(moved)
             self._requests[row], moved.absent = moved, 0
-            moved.extend(sampled_token_ids[row])
         for request in self._absent:
             # Requests are let in once all that run have a place: one that is absent then has ended.
             request.absent = _PATIENCE if new else request.absent + 1
         batch.end([request for request in self._absent if request.absent >= _PATIENCE])
         self._absent = [request for request in self._absent if request.absent < _PATIENCE]
         for row in new:
-            self._requests[row] = Request(token_ids[row, : lengths[row]], lengths[row] - len(sampled_token_ids[row]))
+            self._requests[row] = Request(others[row], lengths[row] - len(sampled_token_ids[row]))
 
     def _close(self) -> None:
         """The process ends: what requests have generated so far is learnt and kept."""
