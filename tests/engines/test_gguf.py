@@ -64,7 +64,7 @@ BYTES: Kinds = [("<unk>", UNKNOWN), ("</s>", CONTROL), *((f"<0x{i:02X}>", BYTE) 
 
 def test_ids_without_a_token_are_left_out_and_a_token_of_that_name_is_not(tmp_path: Path) -> None:
     tokens: Kinds = [("</s>", CONTROL), ("a", NORMAL), ("b", NORMAL), ("ab", NORMAL), ("[PAD4]", NORMAL)]
-    padded: Kinds = [*tokens, ("[PAD5]", UNUSED), ("[PAD6]", UNUSED)]
+    padded: Kinds = [*tokens, ("[PAD5]", UNUSED), ("[PAD6]", USER_DEFINED)]
     tokenizer = GgufTokenizer.open(write_vocabulary(tmp_path / "padded.gguf", padded))
     vocabulary = {token: index for index, (token, _) in enumerate(tokens)}
     assert tokenizer.get_vocab() == vocabulary

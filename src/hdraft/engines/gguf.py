@@ -119,7 +119,7 @@ class GgufTokenizer:
         for index in range(self.vocab_size):
             text = self._c.llama_vocab_get_text(self._vocab, index).decode("utf-8", "replace")
             kind = self._c.llama_vocab_get_attr(self._vocab, index)
-            if kind & self._c.LLAMA_TOKEN_ATTR_UNUSED and text == f"[PAD{index}]":
+            if text == f"[PAD{index}]" and not kind & self._c.LLAMA_TOKEN_ATTR_NORMAL:  # of several kinds, by version
                 continue
             if kind & self._c.LLAMA_TOKEN_ATTR_USER_DEFINED and self._kind == self._c.LLAMA_VOCAB_TYPE_SPM:
                 text = text.replace(" ", "▁")
