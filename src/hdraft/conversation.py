@@ -117,9 +117,10 @@ def encode_messages(
     Raises:
         ConversationError: the template fails, or makes nothing of them.
     """
+    described = {} if tools is None else {"tools": tools}  # which not every tokenizer takes
     try:
         encoded = tokenizer.apply_chat_template(
-            messages, chat_template=template, tools=tools, add_generation_prompt=True, return_dict=True
+            messages, chat_template=template, add_generation_prompt=True, return_dict=True, **described
         )
     except Exception as error:  # a template is a program of its own
         raise ConversationError(f"the chat template fails ({reason(error)}): try another --chat-template") from error

@@ -198,7 +198,7 @@ def test_a_prediction_is_drafted_from_and_changes_nothing(tiny: Running) -> None
         assert answer.choices[0].message.content == text
         details = answer.usage.completion_tokens_details
         if content == "quite another text":
-            assert details.accepted_prediction_tokens == 0
+            assert details.accepted_prediction_tokens < 5  # one may be right by chance
         else:
             assert details.accepted_prediction_tokens > 20
         assert details.rejected_prediction_tokens >= 0

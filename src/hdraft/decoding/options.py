@@ -228,8 +228,11 @@ def sort_prepared(model: PreTrainedModel, arguments: Mapping[str, Any], user: Us
     for name, value in arguments.items():
         if isinstance(value, Cache):
             cache = value if user is None else cache  # `generate` may have made one
-        elif _is_empty(value) or name in _DECIDED or is_of_prompt(name):
+        elif _is_empty(value) or name in _DECIDED:
             pass
+        elif is_of_prompt(name):
+            if not takes(model, name):
+                raise _not_token_ids(name)
         elif REFUSED_INPUTS.search(name) or (name in asked and name not in FOR_MODEL and not sees):
             raise _not_token_ids(name)
         elif name in TOKEN_TYPES:

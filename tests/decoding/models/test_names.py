@@ -142,7 +142,7 @@ def test_what_generate_adds_is_left_out_where_it_cannot_be_handed_on(monkeypatch
     assert said.text.count("new_flag of this version's generate is left") == 1
 
 
-@pytest.mark.parametrize("name", ["inputs_embeds", "encoder_outputs", "encoder_attention_mask", "pixel_values"])
+@pytest.mark.parametrize("name", ["encoder_outputs", "encoder_attention_mask", "pixel_values"])
 def test_what_generate_adds_is_refused_where_the_answer_depends_on_it(monkeypatch, name):
     model = build("llama")
     with_added(monkeypatch, model, **{name: torch.zeros(1, 2, 64)})
