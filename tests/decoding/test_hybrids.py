@@ -303,7 +303,16 @@ def test_a_cache_that_takes_no_state_back_is_found_by_the_probe(name, monkeypatc
 @pytest.mark.parametrize("name", FEW)
 def test_costs_can_be_measured(name):
     costs = measure_costs(build(name))
-    assert (costs > 0).all() and len(costs) == 65
+    assert (costs > 0).all() and len(costs) == 65 and len(set(costs.tolist())) > 10
+
+
+@pytest.mark.parametrize("name", ["qwen3.5", "mamba2", "falcon-h1", "lfm2"])
+def test_sixteen_bits_are_taken_for_rounding_and_a_wrong_state_is_not(name, monkeypatch):
+    model = copy.deepcopy(build(name)).to(torch.bfloat16)
+    assert probe(model, ("chain",)) == "chain"
+    monkeypatch.setattr(HeldStates, "drop", lambda self, tokens: True)
+    with pytest.raises(UnsupportedError, match="logits differ"):
+        probe(model, ("chain",))
 
 
 def test_static_steps_are_not_taken_and_that_is_said(caplog):

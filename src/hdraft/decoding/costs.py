@@ -100,7 +100,7 @@ def _measure(model: PreTrainedModel, kind: StepKind) -> npt.NDArray[np.float64]:
     )
     static = target.static is not None
     # room for the longest draft below every position limit
-    room = min(target.deepest_draft(1), CACHED + max(SIZES)) + 1
+    room = min(target.places_behind(1), CACHED + max(SIZES)) + 1
     longest = max(SIZES) if shape == "chain" else 1
     if room < 3:  # too few positions for text, the next token and a draft
         return np.ones(max(SIZES) + 1)
