@@ -20,6 +20,9 @@ from hdraft.decoding.models.time_steps import limited_modules, unlimited
 from hdraft.drafting.drafter import UNLIMITED
 from hdraft.drafting.tree import DraftTree
 
+_FEW = 16
+"""Tokens of text whose logits cost little, though only the last is asked for."""
+
 
 class GrowingStepper:
     """Runs passes over any text and tree, one operation after the other, as `model.generate` does.
@@ -65,7 +68,9 @@ class GrowingStepper:
         if self._takes_positions:
             self._inputs["position_ids"] = self._to_device(positions)
         if self._takes_logits_to_keep:
-            self._inputs["logits_to_keep"] = 1 + len(tree)
+            # of few rows all: a slice of them can have torch copy the whole of a large vocabulary's matrix
+            few = len(text) <= _FEW
+            self._inputs["logits_to_keep"] = len(text) + len(tree) if few else 1 + len(tree)
         if mask is not None:
             self._inputs["attention_mask"] = mask
         self._asked = 1 + len(tree)
