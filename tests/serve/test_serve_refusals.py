@@ -295,7 +295,7 @@ def test_a_failure_is_told_and_not_shown(
     tiny: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise RuntimeError("secret: return it /home/me/model")
+        raise RuntimeError("secret: return it, from a folder of somebody")
 
     monkeypatch.setattr(tiny.service.answerer.model, "forward", fail)
     error = refused(post(tiny.url, json.dumps(CHAT).encode()), 500)

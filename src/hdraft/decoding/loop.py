@@ -64,7 +64,7 @@ def draft_and_verify(
     text = yield from _prefill(target, target.resume(prompt), prefill_chunk, watch)
     watch.lap()
     drafts = Drafts(request.active_drafter, target.readable(prompt), request.costs, request.references)
-    chains = None if request.costs is None else ChainRule(request.costs)
+    chains = ChainRule(request.costs) if request.costs is not None and len(target.cache.states) else None
     watch.lap("drafting")
     finished = False
     try:

@@ -83,7 +83,7 @@ class StateLayer(LinearAttentionLayer):
                     kind[index] = state.clone()
 
 
-class HybridLayer(StateLayer, GrowingLayer):  # type: ignore[override]
+class HybridLayer(StateLayer, GrowingLayer):  # type: ignore[misc, override]
     """The states of a layer that also attends, and the keys and values of its attention."""
 
     is_compileable = False  # its keys and values grow
@@ -102,19 +102,11 @@ class HybridLayer(StateLayer, GrowingLayer):  # type: ignore[override]
         StateLayer.reset(self)  # type: ignore[no-untyped-call]
         GrowingLayer.__init__(self, self.window)
 
-    def fork(self, length: int) -> "HybridLayer":
-        """See `StateLayer.fork`."""
-        return deepcopy(self)
-
     @property
     def nbytes(self) -> int:
         """Of its states, and of the buffers of keys and values."""
         buffers = self.key_buffer.nbytes + self.value_buffer.nbytes if self.is_initialized else 0
         return buffers + sum(state.nbytes for state in self.states())
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """See `StateLayer.crop`."""
-        StateLayer.crop(self, tokens_to_remove)
 
 
 class HeldStates:

@@ -120,6 +120,7 @@ class Target:
         self.rows = 0
         self._pass: tuple[npt.NDArray[np.int64], DraftTree] | None = None  # the last one, until it is verified
         self.max_length, self.ahead, self._of_prompt = max_length, ahead, of_prompt
+        self._placeholders = [] if of_prompt is None else placeholders(model.config)
         self.attention_mask = attention_mask
         self.position_ids = position_ids
         # padding before the last prompt token: how far positions lag behind the sequence
@@ -163,7 +164,7 @@ class Target:
 
     def readable(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Of the prompt `ids`, those that are text: no placeholders of what was seen, which none may draft."""
-        return ids if self._of_prompt is None else ids[~np.isin(ids, placeholders(self.model.config))]
+        return ids[~np.isin(ids, self._placeholders)] if self._placeholders else ids
 
     def restore(self) -> None:
         """Undo what long texts leave behind in the model, so that tokens do not depend on earlier requests."""
@@ -300,8 +301,8 @@ class Target:
         rows = 1 + len(tree)
         both = self.stepper.likeliest() if isinstance(self.stepper, StaticStepper) else likeliest(logits[:rows])
         tokens, scores = (each[:rows].numpy(force=True) for each in both)
-        if self._of_prompt is not None and len(shown := placeholders(self.model.config)):
-            tokens = np.where(np.maximum.accumulate(np.isin(tokens, shown), axis=1), -1, tokens)
+        if self._placeholders:
+            tokens = np.where(np.maximum.accumulate(np.isin(tokens, self._placeholders), axis=1), -1, tokens)
         return Candidates(tree, tokens, scores)
 
     def keep(self, path: list[int]) -> None:
