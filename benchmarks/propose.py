@@ -60,6 +60,7 @@ def make(threads: int, vocab_size: int, tokens: int, max_length: int, settings: 
     assert proposer._batch is not None
     proposer._batch._measure = lambda *_: None  # type: ignore[method-assign]
     proposer._batch._threads = Timed(threads)
+    proposer._batch.drafter.warm_up()  # while kernels are compiled nothing is drafted
     return proposer
 
 

@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hdraft.drafting.hierarchy.experience import load
+from hdraft.drafting.databases.statistics import StatisticsDatabase
+from hdraft.drafting.hierarchy import mixing
+from hdraft.drafting.hierarchy.experience import Experience, load
 from hdraft.drafting.hierarchy.mixing import initial_weights
+from hdraft.evaluation.traces import Request, trace_line
 
 TOOL = Path(__file__).resolve().parent.parent / "tools" / "fit_experience.py"
 if not TOOL.exists():
@@ -70,3 +73,22 @@ def test_a_check_measures_and_writes_nothing(texts: list[str], tmp_path: Path) -
     printed = run(*texts, "--check", "--output", str(tmp_path / "none.npz"))
     assert printed.count("MAT of") == 2
     assert not list(tmp_path.glob("*.npz"))
+
+
+def test_it_goes_on_with_recorded_answers_that_were_drawn(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    lines = []
+    for n in range(9):
+        likely = np.array([draw.permutation(40)[:4] for _ in range(30)], np.int32)
+        output = np.array([draw.choice(row) for row in likely], np.int32)
+        scores = np.log(np.full(likely.shape, 0.2, np.float32))
+        lines.append(trace_line(Request(str(n), "own", output[:5], output, likely, scores, 1.0)))
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text("".join(lines))
+    StatisticsDatabase.from_documents([[1, 2, 3]], 40, 0).save_pretrained(tmp_path / "D_s")
+    start, written = tmp_path / "start.npz", tmp_path / "written.npz"
+    Experience(initial_weights()).save(start)
+    options = ["--recorded", str(trace), "--statistics-database", str(tmp_path / "D_s"), "--start", str(start)]
+    assert "6 requests" in run(*options, "--output", str(written))
+    moved = load(written).lasting != load(start).lasting
+    assert moved[mixing._DRAWN :].sum() > 5

@@ -1,12 +1,18 @@
-"""Fit what a new drafter knows before its first request: `src/hdraft/drafting/hierarchy/experience.npz`.
+"""Fit what a new drafter knows before its first request: the two `.npz` of `src/hdraft/drafting/hierarchy`.
 
-    python tools/fit_experience.py --corpus CORPUS --docs DOCS [--check]
+    python tools/fit_experience.py --corpus CORPUS --docs DOCS --output experience.npz [--check]
+    python tools/fit_experience.py --recorded TRACE --statistics-database D_s --start experience.npz
+        --output experience_sampled.npz
 
 CORPUS holds gsm8k_train.jsonl.gz and taskmaster4_dialogs.jsonl.gz, DOCS the sources of Python's documentation
 (*.rst.txt); the modules are those of this Python. Requests are made of these texts, a prompt and what comes after it;
 of the texts that no request is made of, some are D_m and the others D_s. A drafter that knows nothing replays the
 requests, and what it has learnt by their end is written. With `--check` nothing is written, but what some kinds of
 requests have taught is measured on the others.
+
+TRACE is of `tools/record_answers.py`: answers of a real model, with its candidates, which no text has. A drafter that
+knows what texts have taught replays two thirds of them, with the others as its D_m. So `experience_sampled.npz` is made
+from `experience.npz`, by a trace at temperature 1, whose random numbers are made up.
 """
 
 import argparse
@@ -22,24 +28,93 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 from tokenizers import Tokenizer
 from train_demo_model import format_order, format_problem, read_json_lines, read_source, standard_library_files
 
+from hdraft.drafting.costs import Costs
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.statistics import StatisticsDatabase
-from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
+from hdraft.drafting.drafter import Draws, TokenIds
+from hdraft.drafting.hierarchy.drafter import HierarchyDrafter, HierarchySession
 from hdraft.drafting.hierarchy.experience import Experience, load
 from hdraft.drafting.hierarchy.mixing import Weights, initial_weights
+from hdraft.drafting.tree import DraftTree
 from hdraft.evaluation.replay import ALL, replay
-from hdraft.evaluation.traces import Request
+from hdraft.evaluation.traces import Request, read_trace
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET = 27
 REQUESTS, MODEL = 30, 10  # of a hundred files or pages
 EXERCISES, ORDERS = 12, 16  # of a hundred word problems or dialogues: there are more of them
 PROMPTS, OUTPUTS, PAGE = (200, 500, 1000), (150, 300), 300  # tokens
+REFERRED = 0.3  # of recorded requests have a reference
 LINES, WORD = 40, r"\b[a-z_]{4,}\b"  # of an edit
+
+
+class Replaying:
+    """Replays requests through a drafter, which knows by which random numbers sampled ones will be drawn.
+
+    Some have a reference too: their answer before a few edits.
+
+    A trace does not say. But of the target's probabilities p, which it has, a token is drawn where q / p is the least,
+    and that is exponentially distributed: so such numbers can be made up, distributed as the true ones were.
+    """
+
+    takes_draws = recycles = True
+
+    def __init__(self, drafter: HierarchyDrafter) -> None:
+        self.drafter, self.vocab_size = drafter, drafter.vocab_size
+        self.random = np.random.default_rng(0)
+
+    def mat(self, requests: list[Request]) -> float:
+        """Tokens a step, while it learns."""
+        self.requests, self.emitted = iter([requests[0], *requests]), 0  # the first one is begun twice
+        return replay(requests, self, BUDGET, observe=self.observe).scores[ALL].mat
+
+    def session(self, prompt_ids: TokenIds, costs: Costs | None = None, draws: Draws | None = None) -> HierarchySession:
+        """Start the next request."""
+        self.request, self.emitted = next(self.requests), 0
+        self.rows: list[npt.NDArray[np.float32]] = []
+        references = [self.edited(self.request.output_ids)] if self.random.random() < REFERRED else []
+        return self.drafter.session(prompt_ids, costs, references, draws=None if draws is None else self)
+
+    def edited(self, output_ids: npt.NDArray[np.int32]) -> list[int]:
+        """What an answer may have been before: every so often some tokens are left out, put in, or other ones."""
+        before: list[int] = []
+        ids = output_ids.tolist()
+        while ids:
+            run = int(self.random.integers(4, 60))
+            before += ids[:run]
+            gone, new = self.random.integers(0, 4, 2).tolist()
+            ids = ids[run + gone :]
+            before += self.random.choice(output_ids, new).tolist()
+        return before
+
+    def observe(self, request: Request, tree: DraftTree, accepted: list[int]) -> None:
+        """After each step: how far the request has come."""
+        self.emitted += len(accepted) + 1
+
+    def ahead(self, n: int) -> npt.NDArray[np.float32]:
+        """See `Draws.ahead`."""
+        end = min(self.emitted + n, len(self.request.output_ids))
+        while len(self.rows) < end:
+            self.rows.append(self.draw(len(self.rows)))
+        return np.array(self.rows[self.emitted : end]).reshape(-1, self.vocab_size)
+
+    def draw(self, place: int) -> npt.NDArray[np.float32]:
+        """Numbers by which the recorded token is drawn in its place."""
+        token = int(self.request.output_ids[place])
+        assert self.request.candidates is not None and self.request.log_probabilities is not None
+        likely = self.request.candidates[place]
+        p = np.exp(self.request.log_probabilities[place].astype(float))
+        rest = max(1 - p.sum(), 1e-4) / 30  # of a token that is not among the likeliest, about
+        least = self.random.standard_exponential()
+        q = self.random.standard_exponential(self.vocab_size, np.float32)
+        q[likely] += p * least  # what is more than the least is as distributed as all of it
+        q[token] = (p[likely == token][0] if token in likely else rest) * least
+        return q
 
 
 class Texts(NamedTuple):
@@ -126,18 +201,39 @@ def renamed(source: str, draw: random.Random) -> tuple[str, str] | None:
     return part, re.sub(rf"\b{draw.choice(names)}\b", draw.choice(re.findall(WORD, source)), part)
 
 
+def go_on(arguments: argparse.Namespace, console: Console) -> None:
+    """Fit what texts have taught to a recorded trace, and write it."""
+    trace = read_trace(arguments.recorded)
+    statistics = StatisticsDatabase.from_pretrained(arguments.statistics_database)
+    before = [request.output_ids.tolist() for request in trace[::3]]
+    model = ModelDatabase.from_documents(before, statistics.vocab_size, statistics.eos_token_id)
+    experience = Experience(load(arguments.start))
+    both = {"experience": experience, "sampled_experience": experience}
+    drafter = HierarchyDrafter(statistics.vocab_size, model, statistics, learn=True, **both)
+    requests = [request for place, request in enumerate(trace) if place % 3]
+    mat = Replaying(drafter).mat(requests)
+    experience.save(arguments.output)
+    console.print(f"{len(requests)} requests, MAT {mat:.3f} while it learnt; written to {arguments.output}")
+
+
 def main() -> None:
     """Read, fit, measure, write."""
     parser = argparse.ArgumentParser(description="Fit what a new drafter knows before its first request.")
-    parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--docs", type=Path, required=True)
+    parser.add_argument("--corpus", type=Path)
+    parser.add_argument("--docs", type=Path)
     parser.add_argument("--modules", type=Path, default=Path(sysconfig.get_path("stdlib")), help="Python's own modules")
     parser.add_argument(
         "--check", action="store_true", help="measure what one half teaches on the other; write nothing"
     )
-    parser.add_argument("--output", type=Path, default=ROOT / "src/hdraft/drafting/hierarchy/experience.npz")
+    parser.add_argument("--recorded", type=Path, metavar="TRACE")
+    parser.add_argument("--statistics-database", type=Path)
+    parser.add_argument("--start", type=Path, help="what texts have taught")
+    parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     console = Console(highlight=False)
+    if arguments.recorded:
+        go_on(arguments, console)
+        return
     tokenizer = Tokenizer.from_file(str(ROOT / "src/hdraft/demo/model/tokenizer.json"))
     vocab_size, end = tokenizer.get_vocab_size(), tokenizer.token_to_id("<|endoftext|>")
     texts = load_texts(arguments.corpus, arguments.docs, arguments.modules, tokenizer)

@@ -56,14 +56,19 @@ def corpus_prompts(corpus: Path) -> list[str]:
     return list(chain.from_iterable(zip(questions[::2], questions[1::2], orders, strict=False)))
 
 
-def answer(model: Any, tokenizer: Any, prompts: list[str]) -> list[list[int]]:
-    """The model's greedy answers, in one batch."""
-    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+def as_chat(prompt: str) -> list[dict[str, str]]:
+    """A prompt as its tokenizer's template takes it."""
+    return [{"role": "user", "content": prompt}]
+
+
+def answer(model: Any, tokenizer: Any, prompts: list[str], **options: Any) -> list[list[int]]:
+    """The model's answers, in one batch; greedy, unless options of `generate` say otherwise."""
+    chats = [as_chat(prompt) for prompt in prompts]
     encoded = tokenizer.apply_chat_template(
         chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
     )
     with torch.inference_mode():
-        output = model.generate(**encoded, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
+        output = model.generate(**encoded, max_new_tokens=MAX_NEW_TOKENS, **{"do_sample": False} | options)
     end = tokenizer.eos_token_id
     rows = output[:, encoded["input_ids"].shape[1] :].tolist()
     return [row[: row.index(end) + 1] if end in row else row for row in rows]

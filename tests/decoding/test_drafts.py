@@ -254,3 +254,25 @@ def test_a_request_that_ends_before_its_kernels_are_there_is_learnt_from_where_t
     expected = model.generate(prompt(), max_new_tokens=1)
     assert torch.equal(generate(model, prompt(), drafter, max_new_tokens=1), expected)
     assert drafter.texts == [expected[0].tolist()] and drafter.closed == 1
+
+
+class Told(Broken):
+    """A drafter that wants to know whether tokens are drawn."""
+
+    takes_draws = True
+
+    def session(self, prompt_ids, costs=None, draws=None):
+        self.calls.append(draws is not None)
+        return self
+
+
+def test_a_drafter_is_told_that_tokens_are_drawn_if_it_asks():
+    model = build("llama")
+    told, other = Told(None), Broken(None)
+    options = {"do_sample": True, "temperature": 1.2, "max_new_tokens": 4}
+    for drafter in (told, other):
+        generate(model, prompt(), drafter, max_new_tokens=4)
+        generate(model, prompt(), drafter, **options)
+        list(stream(model, prompt(), drafter, **options))
+    assert [call for call in told.calls if type(call) is bool] == [False, True, True]
+    assert other.calls.count("session") == 3

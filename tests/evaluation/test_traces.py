@@ -54,6 +54,9 @@ def test_reads_requests(tmp_path: Path, name: str) -> None:
         ({**GOOD, "candidates": [[3], [2]], "log_probabilities": [[0], ["0"]]}, '"log_probabilities" must be numbers'),
         ({**GOOD, "candidates": [[3], [2]], "log_probabilities": [[0], [0.5]]}, '"log_probabilities" must be numbers'),
         ({**GOOD, "candidates": [[3], [2]], "log_probabilities": [[0], [-(10**400)]]}, "must be numbers from -1e"),
+        ({**GOOD, "temperature": -1}, '"temperature" must be a number, at least 0'),
+        ({**GOOD, "temperature": "hot"}, '"temperature" must be a number, at least 0'),
+        ({**GOOD, "temperature": True}, '"temperature" must be a number, at least 0'),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: object, says: str) -> None:
@@ -89,8 +92,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_a_line_that_is_written_is_read_again(tmp_path: Path) -> None:
     tokens, scores = np.array([[3, 1], [2, -1]], np.int32), np.array([[-0.123, -np.inf], [0.0, np.nan]], np.float32)
-    request = Request("a", "qa", np.array([1], np.int32), np.array([3, 2], np.int32), tokens, scores)
+    request = Request("a", "qa", np.array([1], np.int32), np.array([3, 2], np.int32), tokens, scores, 0.7)
     (again,) = read_trace(write(tmp_path, trace_line(request, more=1).strip()))
+    assert again.temperature == 0.7
     assert again.candidates is not None and again.candidates.tolist() == tokens.tolist()
     assert again.log_probabilities is not None
     assert again.log_probabilities == pytest.approx(np.array([[-0.12, -1e6], [0.0, -1e6]], np.float32))

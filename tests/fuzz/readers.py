@@ -38,6 +38,7 @@ from hdraft.conversation import Conversation, ConversationError
 from hdraft.drafting.databases import storage
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.statistics import StatisticsDatabase
+from hdraft.drafting.drafter import UnknownDraws
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.evaluation import answers, report
 from hdraft.evaluation.costs import cost_curve
@@ -357,9 +358,9 @@ def read_states(rng: Rng, folder: Path) -> Callable[[], object]:
     (folder / "learned").mkdir()
     for name, data in state_files().items():
         chance = rng.random()
-        if name == "experience.bin" and chance < 0.4:
+        if name.startswith("experience") and chance < 0.4:
             data = spoil_floats(rng, data)
-        elif name == "experience.bin" and chance < 0.6:
+        elif name.startswith("experience") and chance < 0.6:
             header, _, content = data.partition(b"\n")
             data = nearly(rng, lambda _, header=header: header) + b"\n" + content  # type: ignore[misc]
         elif chance < 0.1 or (name.endswith("manifest.json") and chance < 0.4):
@@ -372,12 +373,14 @@ def read_states(rng: Rng, folder: Path) -> Callable[[], object]:
     def read() -> None:
         drafter = HierarchyDrafter(VOCABULARY, learn=True)
         drafter.load(folder)
-        session = drafter.session([1, 2, 3], np.linspace(1, 2, 65))
-        for _ in range(3):
-            session.propose(16, 8).check(VOCABULARY, 16, 8)
-            session.extend([rng.randrange(60), 2])
-        session.close()
+        for sampled in (False, True):
+            session = drafter.session([1, 2, 3], np.linspace(1, 2, 65), draws=UnknownDraws() if sampled else None)
+            for _ in range(3):
+                session.propose(16, 8).check(VOCABULARY, 16, 8)
+                session.extend([rng.randrange(60), 2])
+            session.close()
         assert drafter.experience.snapshot().sound()
+        assert drafter.sampled_experience.snapshot().sound()
 
     return read
 

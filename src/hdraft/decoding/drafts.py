@@ -11,7 +11,16 @@ import numpy as np
 from hdraft.decoding.logs import logger
 from hdraft.drafting.compiling import Compilation, compile_beside
 from hdraft.drafting.costs import Costs
-from hdraft.drafting.drafter import Candidates, Drafter, DraftSession, TokenIds, lookahead_branch, uses_candidates
+from hdraft.drafting.drafter import (
+    Candidates,
+    Drafter,
+    DraftSession,
+    Draws,
+    TokenIds,
+    lookahead_branch,
+    takes_draws,
+    uses_candidates,
+)
 from hdraft.drafting.kernel_cache import NotCompiledError, loading_only
 from hdraft.drafting.methods.lookahead_branch import LookaheadBranch
 from hdraft.drafting.tree import DraftTree
@@ -33,10 +42,17 @@ class Drafts:
     """
 
     def __init__(
-        self, drafter: Drafter | None, prompt: TokenIds, costs: Costs | None, references: Sequence[Any] = ()
+        self,
+        drafter: Drafter | None,
+        prompt: TokenIds,
+        costs: Costs | None,
+        references: Sequence[Any] = (),
+        draws: Draws | None = None,
     ) -> None:
         self._drafter = drafter
-        self._references = {"references": references} if references else {}
+        self._options: dict[str, Any] = {"references": references} if references else {}
+        if draws is not None and takes_draws(drafter):
+            self._options["draws"] = draws
         self._prompt, self._costs = prompt, costs
         self._emitted: list[int] = []  # for a session that begins later
         self._session: DraftSession | None = None
@@ -58,7 +74,7 @@ class Drafts:
             return
         self._looked = now
         with self._guarded():
-            self._session = self._drafter.session(self._prompt, self._costs, **self._references)
+            self._session = self._drafter.session(self._prompt, self._costs, **self._options)
             for token in self._emitted:  # each by a step of its own
                 self._session.extend([token])
             self._branch = lookahead_branch(self._session)

@@ -63,7 +63,7 @@ def draft_and_verify(
     prompt = _ids(choice)
     text = yield from _prefill(target, target.resume(prompt), prefill_chunk, watch)
     watch.lap()
-    drafts = Drafts(request.active_drafter, target.readable(prompt), request.costs, request.references)
+    drafts = Drafts(request.active_drafter, target.readable(prompt), request.costs, request.references, choice.draws)
     chains = ChainRule(request.costs) if request.costs is not None and len(target.cache.states) else None
     watch.lap("drafting")
     finished = False

@@ -19,6 +19,7 @@ from hdraft.decoding.drafts import NO_DRAFT
 from hdraft.decoding.graphed.model_state import model_state
 from hdraft.decoding.graphed.static_sequence import StaticSequence
 from hdraft.decoding.graphed.static_step import StaticStepper, StepKind
+from hdraft.decoding.graphed.text_reader import TextReader
 from hdraft.decoding.growing import GrowingStepper
 from hdraft.decoding.likeliest import likeliest
 from hdraft.decoding.logs import logger, say_once
@@ -127,10 +128,11 @@ class Target:
         self.lag = 0 if position_ids is None else position_ids.shape[-1] - 1 - int(position_ids[0, -1])
         self.left_padding = 0 if attention_mask is None else int((attention_mask[0].cumsum(-1) == 0).sum())
         self.mixes_frequencies = False
+        self.prefills_in_chunks = prefills_in_chunks
         self.may_restart = not prefills_in_chunks
         self.growing = GrowingStepper(model, self.cache, self.device, extras or {})
         self.static: StaticSequence | None = None
-        self.stepper: GrowingStepper | StaticStepper = self.growing
+        self.stepper: GrowingStepper | StaticStepper | TextReader = self.growing
         self.seconds_preparing = 0.0
         if step != "dynamic":
             if (obstacle := self._obstacle()) is None:
@@ -272,7 +274,7 @@ class Target:
         """
         text, self.unread = np.concatenate((self.unread, text)), self.unread[:0]
         m, self.rows = len(text), len(text) + len(tree)
-        static = self._static_stepper(1 + len(tree)) if m == 1 and self.length else None
+        static = self._static_stepper(1 + len(tree)) if m == 1 and self.length else self._reader(m + len(tree))
         if static is None:
             if self._of_prompt is not None and not self.length:
                 self.growing.prepare_prompt(self._prompt_inputs(text[self.ahead :]))
@@ -285,7 +287,7 @@ class Target:
             self.restore()  # other requests may run between two steps of a stream
         else:
             self.stepper = static
-            self.seconds_preparing = static.prepare(int(text[0]), tree, self.length, self._position())
+            self.seconds_preparing = static.prepare(text, tree, self.length, self._position())
         if len(self.cache.states):
             self.cache.states.thaw()
             if len(tree):
@@ -299,7 +301,8 @@ class Target:
     def candidates(self, tree: DraftTree, logits: Tensor) -> Candidates:
         """What the target finds likely in each row of the pass just run, over a tree and perhaps a branch beside it."""
         rows = 1 + len(tree)
-        both = self.stepper.likeliest() if isinstance(self.stepper, StaticStepper) else likeliest(logits[:rows])
+        stepper = self.stepper
+        both = likeliest(logits[:rows]) if isinstance(stepper, GrowingStepper) else stepper.likeliest()
         tokens, scores = (each[:rows].numpy(force=True) for each in both)
         if self._placeholders:
             tokens = np.where(np.maximum.accumulate(np.isin(tokens, self._placeholders), axis=1), -1, tokens)
@@ -333,6 +336,19 @@ class Target:
             if (obstacle := self._obstacle() or static.enter(self.length, rows)) is not None:
                 self._only_grow(static.kind, obstacle)
         return None if self.static is None else self.static.stepper
+
+    def _reader(self, rows: int) -> TextReader | None:
+        """What reads so many rows, text and the tree behind it, where static steps go on; None where it has to grow."""
+        if self.static is None or self.static.stepper is not None or self.prefills_in_chunks or self.limits:
+            return None
+        if self.attention_mask is not None or not self._counts_from_zero() or self._obstacle() is not None:
+            return None
+        return self.static.enter_to_read(self.length, rows)
+
+    def _counts_from_zero(self) -> bool:
+        """Whether the prompt's positions are 0, 1, 2, …"""
+        known = None if self.position_ids is None else self.position_ids[0].numpy(force=True)
+        return known is None or bool((known == np.arange(len(known))).all())
 
     def _only_grow(self, kind: StepKind, obstacle: str) -> None:
         say_once(f"{type(self.model).__name__}: steps are dynamic and not {kind}: {obstacle}")

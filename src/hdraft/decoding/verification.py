@@ -12,12 +12,19 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from hdraft.decoding.clock import clocks, set_back
+from hdraft.decoding.draws import UpcomingDraws
 from hdraft.decoding.models.ranks import ALONE, Ranks
+from hdraft.drafting.drafter import Draws
 from hdraft.drafting.tree import DraftTree
 
 
 class Choice(Protocol):
     """How `generate` was asked to choose tokens and to stop."""
+
+    @property
+    def draws(self) -> Draws | None:
+        """Where tokens are drawn at random: by which numbers."""
+        ...
 
     def read(self, logits: Tensor) -> None:
         """Wait for a step's logits, float[1 + n, vocabulary], and take them in: row 0 is the root, 1 + i node i."""
@@ -74,7 +81,7 @@ def most_likely(logits: Tensor) -> list[int]:
 class Argmax:
     """The most likely token, until an end-of-sequence token or the greatest length: one look at the device a step."""
 
-    scores = logits = None
+    scores = logits = draws = None
 
     def __init__(self, input_ids: Tensor, eos_token_ids: frozenset[int], max_length: int, ranks: Ranks = ALONE) -> None:
         self.input_ids = input_ids
@@ -126,6 +133,7 @@ class Processed:
         self.criteria = criteria
         self.do_sample = do_sample
         self.ranks = ranks
+        self.draws = UpcomingDraws(input_ids.device) if do_sample else None
         self.scores: tuple[Tensor, ...] | None = () if output_scores else None
         self.logits: tuple[Tensor, ...] | None = () if output_logits else None
         self.length = input_ids.shape[1]
@@ -138,6 +146,8 @@ class Processed:
         if logits.device.type != "cpu":  # so that a step's time is that of its forward pass
             torch.accelerator.synchronize(logits.device)
         self.rows = logits
+        if self.draws is not None:
+            self.draws.vocab_size = logits.shape[-1]
 
     def set_clock_back(self, seconds: float) -> None:
         """See `Choice.set_clock_back`."""

@@ -9,12 +9,13 @@ The decoding loop and the replay of traces know a method by what this file decla
         session.extend(token_ids)
     session.close()
 
-Every drafter has all of `Drafter`, and every session all of `DraftSession`. Six more attributes are optional; the
+Every drafter has all of `Drafter`, and every session all of `DraftSession`. Seven more attributes are optional; the
 functions below read them, and give a default for a method that does without:
 
     drafter.uses_costs         whether it weighs the cost of a step         `weighs_costs`       False
     drafter.recycles           whether it drafts the target's candidates    `uses_candidates`    False
     drafter.takes_references   whether `session` takes `references`         `takes_references`   False
+    drafter.takes_draws        whether `session` takes `draws`              `takes_draws`        False
     drafter.kernel_arguments   what to compile for it, see there            `kernel_arguments`   all
     drafter.lookahead_nodes    the most nodes of its lookahead branch       `lookahead_nodes`    0
     session.lookahead          that branch, which feeds D_c                 `lookahead_branch`   None
@@ -59,6 +60,29 @@ class Candidates(NamedTuple):
     tree: DraftTree
     tokens: IdArray
     log_probabilities: npt.NDArray[np.floating]
+
+
+class Draws(Protocol):
+    """The random numbers that tokens will be drawn by: what a seed decides beforehand.
+
+    Of probabilities p, the token of the largest p / q is drawn, with q from the exponential distribution: each token
+    with its probability (the Gumbel-max trick). Who knows q and roughly knows p often knows the token.
+    """
+
+    def ahead(self, n: int) -> npt.NDArray[np.float32]:
+        """float32[m, vocabulary], m <= n: q of the next m tokens behind those emitted so far, as far as it is known.
+
+        The array stays as it is.
+        """
+        ...
+
+
+class UnknownDraws:
+    """Of tokens that are drawn, nobody knows by which numbers."""
+
+    def ahead(self, n: int) -> npt.NDArray[np.float32]:
+        """See `Draws.ahead`."""
+        return np.empty((0, 0), np.float32)
 
 
 class DraftSession(Protocol):
@@ -120,6 +144,11 @@ def uses_candidates(drafter: Drafter | None) -> bool:
 def takes_references(drafter: Drafter | None) -> bool:
     """Whether a drafter's `session` takes `references`: texts, as token ids, that the output will probably resemble."""
     return bool(getattr(drafter, "takes_references", False))
+
+
+def takes_draws(drafter: Drafter | None) -> bool:
+    """Whether a drafter's `session` takes `draws`, where the target's tokens are drawn, and not its likeliest."""
+    return bool(getattr(drafter, "takes_draws", False))
 
 
 def lookahead_nodes(drafter: Drafter | None) -> int:

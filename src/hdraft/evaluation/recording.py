@@ -18,7 +18,7 @@ from hdraft.drafting import Drafter, DraftSession, DraftTree
 from hdraft.drafting.compile_kernels import warm_up
 from hdraft.drafting.costs import Costs
 from hdraft.drafting.databases.candidates import WIDTH
-from hdraft.drafting.drafter import UNLIMITED, Candidates, IdArray, TokenIds, weighs_costs
+from hdraft.drafting.drafter import UNLIMITED, Candidates, Draws, IdArray, TokenIds, takes_draws, weighs_costs
 from hdraft.evaluation.answering import Answerer, Setup
 from hdraft.evaluation.questions import Question, read_questions
 from hdraft.evaluation.traces import Request, TraceError, trace_line
@@ -90,12 +90,13 @@ class RecordingDrafter:
         self.drafter = drafter
         self.vocab_size = drafter.vocab_size
         self.uses_costs = weighs_costs(drafter)
+        self.takes_draws = takes_draws(drafter)
         self.requests: list[Rows] = []
 
-    def session(self, prompt_ids: TokenIds, costs: Costs | None = None) -> DraftSession:
+    def session(self, prompt_ids: TokenIds, costs: Costs | None = None, **options: Draws) -> DraftSession:
         """Start a request of the other drafter."""
         self.requests.append([])
-        return _RecordingSession(self.drafter.session(prompt_ids, costs), self.requests[-1])
+        return _RecordingSession(self.drafter.session(prompt_ids, costs, **options), self.requests[-1])
 
 
 Rows = list[tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]]
@@ -153,6 +154,7 @@ def _answered(answerer: Answerer, question: Question) -> Iterator[Request]:
             np.array(output_ids, np.int32),
             np.stack(tokens),
             np.stack(scores),
+            answerer.setup.temperature,
         )
 
 

@@ -1,7 +1,7 @@
 """Replay recorded requests through a drafter: its exact MAT, with no model.
 
-Greedy verification accepts a draft token iff it is the one that the target emitted, so a recorded output says what
-every tree would have gained. The output `1 2 3 4` with the drafts `1 2 9` and, after 3, `4`:
+Verification accepts a draft token iff it is the one that the target emitted, drawn or likeliest, so a recorded output
+says what every tree would have gained. The output `1 2 3 4` with the drafts `1 2 9` and, after 3, `4`:
 
     step 1   accepts 1 2, and the target itself adds 3
     step 2   nothing: the last token is always the target's own, so none is drafted (max_depth 0)
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hdraft.drafting import Drafter, DraftTree, Source
-from hdraft.drafting.drafter import Candidates, uses_candidates
+from hdraft.drafting.drafter import Candidates, DraftSession, UnknownDraws, takes_draws, uses_candidates
 from hdraft.evaluation.costs import BUDGET, cost_curve
 from hdraft.evaluation.machine import machine
 from hdraft.evaluation.methods import method_options, open_drafter
@@ -218,7 +218,7 @@ def replay(
         if request.category == ALL:
             raise ValueError(f"request {request.id}: the category {ALL!r} stands for every request: name it otherwise")
     for request in trace[:1]:  # load the compiled kernels before the clock runs; a session never closed leaves no trace
-        session = drafter.session(request.prompt_ids, costs)
+        session = begin(request, drafter, costs)
         session.propose(budget)
         session.extend(request.output_ids[:1])
     scores = {ALL: Score()}
@@ -230,7 +230,7 @@ def replay(
         both = (scores[ALL], scores.setdefault(request.category, Score()))
         output = request.output_ids
         emitted = steps = 0
-        session = drafter.session(request.prompt_ids, costs)
+        session = begin(request, drafter, costs)
         while emitted < len(output):
             start = perf_counter_ns()
             tree = session.propose(budget, len(output) - emitted - 1)
@@ -257,6 +257,12 @@ def replay(
         if progress is not None:
             progress(done, total)
     return ReplayResult(scores, np.array(microseconds))
+
+
+def begin(request: Request, drafter: Drafter, costs: npt.NDArray[np.floating] | None = None) -> DraftSession:
+    """The session of a recorded request; a trace does not say by which random numbers its tokens were drawn."""
+    drawn = {"draws": UnknownDraws()} if request.temperature and takes_draws(drafter) else {}
+    return drafter.session(request.prompt_ids, costs, **drawn)
 
 
 def recorded_candidates(request: Request, emitted: int, tree: DraftTree, path: list[int]) -> Candidates | None:

@@ -1,6 +1,7 @@
-"""Traces: requests and the target's recorded greedy output, to be replayed."""
+"""Traces: requests and the target's recorded output, greedy or drawn, to be replayed."""
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class Request:
         candidates: int32[m, k], what the target found likely in the place of each, likeliest first; -1 where that is
             not known, None where none of it was recorded.
         log_probabilities: float32[m, k], theirs.
+        temperature: at which the output was drawn; 0 where each token is the likeliest.
     """
 
     id: str
@@ -41,6 +43,7 @@ class Request:
     output_ids: npt.NDArray[np.int32]
     candidates: npt.NDArray[np.int32] | None = None
     log_probabilities: npt.NDArray[np.float32] | None = None
+    temperature: float = 0.0
 
     @property
     def largest_id(self) -> int:
@@ -65,7 +68,7 @@ def read_traces(paths: Sequence[str | os.PathLike[str]]) -> list[Request]:
 def read_trace(path: str | os.PathLike[str]) -> list[Request]:
     """Read a trace: JSON lines, gzipped or not, `{"id", "category", "prompt_ids": [int], "output_ids": [int]}`.
 
-    Each may have `candidates` and `log_probabilities` beside, a list of k for each output id.
+    Each may have `candidates` and `log_probabilities` beside, a list of k for each output id, and a `temperature`.
 
     Raises:
         TraceError: the file cannot be read, or a line is no such request; by file and line.
@@ -81,7 +84,11 @@ def _request(where: str, record: dict[str, Any]) -> Request:
     if type(identity) not in (int, str) or type(category) not in (int, str):
         raise TraceError(f'{where}: "id" and "category" must each be a text or a number')
     prompt_ids, output_ids = _ids(where, record, "prompt_ids"), _ids(where, record, "output_ids")
-    return Request(str(identity), str(category), prompt_ids, output_ids, *_candidates(where, record, len(output_ids)))
+    temperature = record.get("temperature", 0)
+    if type(temperature) not in (int, float) or not 0 <= temperature < math.inf:
+        raise TraceError(f'{where}: "temperature" must be a number, at least 0')
+    candidates = _candidates(where, record, len(output_ids))
+    return Request(str(identity), str(category), prompt_ids, output_ids, *candidates, float(temperature))
 
 
 def _candidates(
@@ -130,4 +137,6 @@ def trace_line(request: Request | None, **fields: Any) -> str:
                 value = value.tolist()
             if value is not None:
                 fields[name] = value
+        if request.temperature:
+            fields["temperature"] = request.temperature
     return dump_json(fields)

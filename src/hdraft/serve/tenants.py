@@ -23,8 +23,8 @@ class Tenants:
     D_m was opened with, and experience in common. Tenants beyond the most there may be are drafted for as without
     learning, so that no one who holds a key takes memory without end, or another's place.
 
-        folder/experience.bin, learned    the drafter's, and what requests without key and subdivision taught
-        folder/tenants/NAME/              a tenant's; the name is a hash of key and subdivision
+        folder/…                the drafter's, and what requests without key and subdivision taught
+        folder/tenants/NAME/    a tenant's; the name is a hash of key and subdivision
 
     Args:
         drafter: as it was opened; it learns, or does not.
@@ -91,7 +91,7 @@ class Tenants:
         if self.folder is not None and self._place(name).exists():
             # experience is common to all, and is not that of when this tenant was saved
             before = self.drafter.scoped(database)
-            before.experience = Experience()
+            before.experience, before.sampled_experience = Experience(), Experience()
             before.load(self._place(name))
             self._saved[name] = database.snapshot()[1]
         return self.drafter.scoped(database)

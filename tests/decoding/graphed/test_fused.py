@@ -13,7 +13,9 @@ pytest.importorskip("triton")
 
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from hdraft.decoding.graphed import fused, kernels, tree_attention
+import hdraft
+from hdraft.decoding import growing
+from hdraft.decoding.graphed import fused, kernels, text_reader, tree_attention
 from hdraft.decoding.graphed import static_step as static
 from hdraft.decoding.target import Target
 from hdraft.drafting.tree import DraftTree
@@ -111,3 +113,76 @@ def test_fused_layers_that_do_not_agree_are_not_used(wrong, monkeypatch, caplog)
     assert caplog.text.count("layers are run by transformers and not fused") == 1
     compare(model, prompt(20), {}, new=24, step="static")
     assert caplog.text.count("layers are run by transformers and not fused") == 1  # it is remembered
+
+
+def begun(name):
+    """A model that has served a request."""
+    model = copy.deepcopy(build(name))
+    hdraft.generate(model, prompt(8), None, step="static", max_new_tokens=3)
+    return model
+
+
+def reading(monkeypatch):
+    """What runs each pass from now on, in order, and how many rows."""
+    passes = []
+    for stepper in (text_reader.TextReader, growing.GrowingStepper):
+        run = stepper.run
+
+        def note(self, run=run):
+            passes.append(type(self).__name__)
+            return run(self)
+
+        monkeypatch.setattr(stepper, "run", note)
+    return passes
+
+
+@pytest.mark.parametrize("name, length", [("llama", 70), ("mistral-sliding", 30), ("qwen2-sliding", 2), ("qwen3", 20)])
+def test_a_prompt_behind_the_first_request_is_read_by_fused_layers(name, length, monkeypatch):
+    model = begun(name)
+    passes = reading(monkeypatch)
+    for seed in range(2):
+        compare(model, prompt(length, seed), {"do_sample": seed == 1}, new=6, step="static")
+    assert passes == ["TextReader"] * 2
+    assert static._idle[model].reads
+
+
+def test_what_a_fused_prompt_does_not_serve_is_read_by_transformers(monkeypatch):
+    model = begun("llama")
+    passes = reading(monkeypatch)
+    monkeypatch.setattr("hdraft.decoding.graphed.static_sequence.LONGEST", 15)
+    compare(model, prompt(40), {}, new=3, step="static")
+    compare(model, prompt(8), {"prefill_chunk_size": 4}, new=3, step="static")
+    mask = torch.ones_like(prompt(8))
+    mask[0, :3] = 0
+    compare(model, prompt(8), {"attention_mask": mask}, new=3, step="static")
+    assert set(passes) == {"GrowingStepper"}
+    compare(model, prompt(8), {}, new=3, step="static")  # and the buffers are as they should be
+    assert passes[-1] == "TextReader"
+
+
+def test_a_conversation_goes_on_with_fused_layers(monkeypatch):
+    model = copy.deepcopy(build("llama"))
+    first = hdraft.generate(model, prompt(8), step="static", max_new_tokens=3, return_dict_in_generate=True)
+    text = torch.cat((first.sequences, prompt(9, 4)), dim=1)
+    passes = reading(monkeypatch)
+    cache = first.cache if hasattr(first, "cache") else first.past_key_values
+    tokens = hdraft.generate(model, text, past_key_values=cache, step="static", max_new_tokens=6)
+    assert tokens.tolist() == model.generate(text, max_new_tokens=6, do_sample=False).tolist()
+    assert passes == ["TextReader"]
+
+
+@pytest.mark.parametrize("wrong", ["numbers", "raises"])
+def test_prompts_that_fused_layers_read_otherwise_are_read_by_transformers(wrong, monkeypatch, caplog):
+    def other(model, *arguments, asked=None):
+        if wrong == "raises":
+            raise RuntimeError("too many rows")
+        return fused.fused_forward(model, *arguments, asked=asked) * 2
+
+    model = begun("llama")
+    monkeypatch.setattr(text_reader, "fused_forward", other)
+    passes = reading(monkeypatch)
+    for _ in range(2):
+        compare(model, prompt(8), {}, new=3, step="static")
+    assert passes == ["TextReader", "GrowingStepper"]
+    assert caplog.text.count("prompts are read by transformers' layers and not by fused ones") == 1
+    assert static._idle[model].fused

@@ -388,3 +388,49 @@ def test_a_caller_may_use_its_buffer_again() -> None:
     session.extend(buffer)
     buffer[0] = 9
     assert session.propose(1).tokens.tolist() == [2]
+
+
+class Dice:
+    """Draws of tokens that the next ones are drawn by; known, or not."""
+
+    def __init__(self, seed: int, known: bool) -> None:
+        self.random, self.known = np.random.default_rng(seed), known
+        self.rows: list[np.ndarray[Any, Any]] = []
+        self.emitted = 0
+
+    def ahead(self, n: int) -> np.ndarray[Any, Any]:
+        if not self.known:
+            return np.empty((0, 0), np.float32)
+        return np.array([self.row(self.emitted + place) for place in range(n)])
+
+    def row(self, place: int) -> np.ndarray[Any, Any]:
+        while len(self.rows) <= place:
+            self.rows.append(self.random.standard_exponential(20).astype(np.float32))
+        return self.rows[place]
+
+    def next_token(self, probabilities: np.ndarray[Any, Any]) -> int:
+        token = int((probabilities / self.row(self.emitted)).argmax())
+        self.emitted += 1
+        return token
+
+
+def test_what_tokens_are_drawn_by_tells_which_of_those_seen_comes_next() -> None:
+    """After each token one of two follows, by chance."""
+    right = {}
+    for known in (False, True):
+        drafter = HierarchyDrafter(20, learn=True)
+        hits = total = 0
+        for seed in range(12):
+            dice = Dice(seed, known)
+            session, last = drafter.session([1], draws=dice), 1
+            for place in range(60):
+                tree = session.propose(1)
+                chances = np.zeros(20)
+                chances[[(3 * last + 1) % 20, (5 * last + 2) % 20]] += 0.5
+                last = dice.next_token(chances)
+                if seed > 5 and place:
+                    hits, total = hits + (tree.tokens.tolist() == [last]), total + 1
+                session.extend([last])
+            session.close()
+        right[known] = hits / total
+    assert right[False] < 0.55 < 0.65 < right[True], right

@@ -7,7 +7,9 @@ import pytest
 from tokenizers import Tokenizer
 
 import hdraft
+from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.statistics import StatisticsDatabase
+from hdraft.drafting.drafter import UnknownDraws
 from hdraft.drafting.hierarchy import experience, mixing
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.drafting.hierarchy.experience import Experience, load
@@ -90,6 +92,18 @@ def test_drafters_do_not_share_what_they_learn_unless_told_to() -> None:
     assert np.any(drafter.experience.weights.lasting != fresh)
     assert np.all(HierarchyDrafter(VOCAB).experience.weights.lasting == fresh)
     assert HierarchyDrafter(VOCAB, experience=drafter.experience).experience is drafter.experience
+
+
+def test_what_requests_with_drawn_tokens_learn_is_kept_apart() -> None:
+    drafter = HierarchyDrafter(VOCAB)
+    greedy, sampled = drafter.experience.weights.lasting.copy(), drafter.sampled_experience.weights.lasting.copy()
+    session = drafter.session([1, 2, 3, 1, 2], draws=UnknownDraws())
+    session.extend([3, 1, 2, 3])
+    session.close()
+    assert np.all(drafter.experience.weights.lasting == greedy)
+    assert np.any(drafter.sampled_experience.weights.lasting != sampled)
+    tenant = drafter.scoped(ModelDatabase(VOCAB))
+    assert tenant.sampled_experience is drafter.sampled_experience
 
 
 def test_first_requests_take_fewer_steps_with_what_is_shipped() -> None:

@@ -17,7 +17,7 @@ from hdraft.drafting.databases.frequent import SUFFIX_LENGTH
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.hierarchy import matching, mixing
-from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
+from hdraft.drafting.hierarchy.drafter import NOT_DRAWN, HierarchyDrafter
 from hdraft.drafting.hierarchy.experience import Experience
 from hdraft.drafting.hierarchy.lookups import PROBES
 from hdraft.drafting.hierarchy.matching import RECYCLED, TIERS
@@ -48,7 +48,12 @@ class Request:
             experience=Experience(mixing.initial_weights()),
         )
         self.session = drafter.session(text)
-        self.rows = self.verify(random.Random(repr(text)))
+        draw = random.Random(repr(text))
+        self.rows = self.verify(draw)
+        self.draws = NOT_DRAWN.coming
+        if draw.random() < 0.5:  # but for the last token, which the target's logits may not have
+            numbers = [draw.choice([draw.expovariate(1), draw.random() ** 9, 0.0]) for _ in range(vocab_size - 1)]
+            self.draws = np.array([numbers], np.float32)
         self.session._matches = matching.allocate(rows, self.session._matches)
         self.session._address = None
         self.text = list(text)
@@ -84,11 +89,13 @@ class Request:
 
     def mix(self, row: int = 0, least: float = 0.0) -> dict[int, float]:
         session = self.session
-        n = mixing.mix(session._databases, session._matches, row, self.weights, least, self.mixture)
+        draws = self.draws
+        n = mixing.mix(session._databases, session._matches, row, self.weights, least, draws, 0, self.mixture)
         return dict(zip(self.mixture.token[:n].tolist(), self.mixture.probability[:n].tolist(), strict=True))
 
     def learn(self, token: int) -> None:
-        mixing.learn(self.session._databases, self.session._matches, self.weights, self.mixture, token)
+        session = self.session
+        mixing.learn(session._databases, session._matches, self.weights, self.draws, 0, self.mixture, token)
 
     def advance(self, token: int, learn: bool) -> None:
         self.session._advance_and_grow(np.array([token], np.int32), np.zeros(1), learn=learn)
@@ -195,6 +202,14 @@ def code(row: tuple[int, dict[int, float]] | None, token: int) -> int:
     return 2 + in_five(row[1][token]) + (0 if list(row[1]).index(token) == 0 else 5)
 
 
+def confidence(request: Request, chance: float, token: int) -> int:
+    """By the probability alone, or by how many times it the number is that the token would be drawn by, too."""
+    if not len(request.draws) or token >= request.draws.shape[1]:
+        return mixing._CONFIDENCE + step(chance)
+    times = max(float(request.draws[0, token]), 1e-12) / max(chance, 1e-12)
+    return mixing._DRAWN + step(chance) // 2 * 24 + math.floor(min(max(2 * math.log2(times) + 12, 0), 23))
+
+
 def cells(request: Request, found: Interpolated, context: list[int], token: int) -> list[int]:
     """The factors of one token."""
     unchosen, one, two = (request.row_of(context, length) for length in range(3))
@@ -217,7 +232,7 @@ def cells(request: Request, found: Interpolated, context: list[int], token: int)
         mixing._FAMILIARITY + familiarity * 8 + request.rarity[token],
         mixing._SEEN_AFTER + familiarity * 8 + group,
         mixing._HABIT + 2 * (token % mixing._HABITS) + (seen_after[0] > 0),
-        mixing._CONFIDENCE + step(found.chances[token]),
+        confidence(request, found.chances[token], token),
         *(mixing._RECYCLED + 3 * each + min(code(unchosen, token), 2) for each in recycled),
     ]
 

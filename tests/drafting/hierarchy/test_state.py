@@ -21,19 +21,20 @@ from transformers import PreTrainedTokenizerFast
 
 from hdraft import DatabaseError, HierarchyDrafter, ModelDatabase, StatisticsDatabase, files
 from hdraft.drafting.databases import storage
+from hdraft.drafting.drafter import UnknownDraws
 from hdraft.drafting.hierarchy import mixing, state
-from hdraft.drafting.hierarchy.state import EXPERIENCE, LEARNED
+from hdraft.drafting.hierarchy.state import EXPERIENCES, LEARNED
 
 VOCAB = 60
 COSTS = np.linspace(1, 3, 65)
 
 
-def serve(drafter: HierarchyDrafter, seed: int, length: int = 80) -> None:
+def serve(drafter: HierarchyDrafter, seed: int, length: int = 80, sampled: bool = False) -> None:
     """One request, whose text repeats itself and what others of the same seed wrote."""
     rng = np.random.default_rng(seed)
     phrases = [rng.integers(1, VOCAB, 6) for _ in range(4)]
     text = np.concatenate([phrases[i] for i in rng.integers(0, 4, length // 6)])
-    session = drafter.session(text[:10], COSTS)
+    session = drafter.session(text[:10], COSTS, draws=UnknownDraws() if sampled else None)
     for begin in range(10, len(text), 3):
         session.propose(16)
         session.extend(text[begin : begin + 3])
@@ -46,12 +47,12 @@ def taught(drafter: HierarchyDrafter, requests: int = 12) -> HierarchyDrafter:
     return drafter
 
 
-def drafts(drafter: HierarchyDrafter) -> list[list[list[float]]]:
+def drafts(drafter: HierarchyDrafter, sampled: bool = False) -> list[list[list[float]]]:
     """Trees for some texts, with their probabilities, and with a budget that the running rate decides."""
     trees = []
     for seed in range(12):
         phrase = np.random.default_rng(seed).integers(1, VOCAB, 6)
-        tree = drafter.session(phrase[:3], COSTS).propose(64)
+        tree = drafter.session(phrase[:3], COSTS, draws=UnknownDraws() if sampled else None).propose(64)
         trees.append([tree.tokens.tolist(), tree.parents.tolist(), tree.probabilities.tolist()])
     return trees
 
@@ -106,6 +107,27 @@ def test_everything_learnt_is_kept_habits_and_rate_among_it(tmp_path: Path) -> N
         assert np.array_equal(mine, theirs)
 
 
+def test_what_sampled_requests_taught_is_kept_apart_from_the_rest(tmp_path: Path) -> None:
+    drafter = HierarchyDrafter(VOCAB, learn=True)
+    for seed in range(12):
+        serve(drafter, seed, sampled=seed % 2 == 1)
+    drafter.save(tmp_path)
+    again = HierarchyDrafter(VOCAB, learn=True)
+    again.load(tmp_path)
+    for sampled in (False, True):
+        assert drafts(again, sampled) == drafts(drafter, sampled)
+    assert drafts(again, True) != drafts(again, False)
+
+
+def test_a_state_from_before_sampled_requests_were_told_apart_is_read(tmp_path: Path) -> None:
+    drafter = taught(HierarchyDrafter(VOCAB, learn=True))
+    drafter.save(tmp_path)
+    (tmp_path / EXPERIENCES[1]).unlink()
+    again = HierarchyDrafter(VOCAB, learn=True)
+    again.load(tmp_path)
+    assert drafts(again) == drafts(drafter)
+
+
 def test_without_learning_the_experience_is_kept_and_no_text(tmp_path: Path) -> None:
     drafter, again = taught(HierarchyDrafter(VOCAB)), HierarchyDrafter(VOCAB)
     drafter.save(tmp_path)
@@ -153,7 +175,7 @@ def test_it_does_not_grow_however_often_it_is_saved_and_loaded(tmp_path: Path) -
         taught(drafter, 4 + turn)
         drafter.save(tmp_path)
         sizes.append(size(tmp_path))
-        assert len(list(tmp_path.rglob("*"))) == 6
+        assert len(list(tmp_path.rglob("*"))) == 7
     assert len(drafter.model_database.snapshot()[1].tokens) <= 500
     assert max(sizes) - sizes[2] <= 6 * 500
     smaller = HierarchyDrafter(VOCAB, ModelDatabase(VOCAB, capacity=200), learn=True)
@@ -219,7 +241,7 @@ def test_interrupted_at_any_moment(tmp_path: Path, fresh: bool, error: BaseExcep
         assert found.experience.snapshot().tokens in rates
         seen.add((len(learned(found)), found.experience.snapshot().tokens == rates[1]))
         new.save(folder)
-        assert sorted(path.name for path in folder.iterdir()) == [EXPERIENCE, LEARNED]
+        assert sorted(path.name for path in folder.iterdir()) == sorted([*EXPERIENCES, LEARNED])
         assert len(list((folder / LEARNED).iterdir())) == 4
     assert steps > 10
     assert {(4, True), (0 if fresh else 2, True), (0 if fresh else 2, False)} <= seen
@@ -249,7 +271,7 @@ def test_a_process_killed_while_it_saves_leaves_what_can_be_loaded(tmp_path: Pat
         assert len(list(drafter.model_database.documents())) >= 2
         assert drafter.experience.snapshot().tokens > 0
     drafter.save(tmp_path / "state")
-    assert len(list((tmp_path / "state").rglob("*"))) == 6
+    assert len(list((tmp_path / "state").rglob("*"))) == 7
 
 
 def test_two_processes_that_save_at_once_harm_nothing(tmp_path: Path) -> None:
@@ -358,7 +380,8 @@ def test_another_vocabulary_or_tokenizer_is_refused(tmp_path: Path) -> None:
     refused(HierarchyDrafter.for_model(VOCAB, None, None, general).load, tmp_path, "another tokenizer")
     HierarchyDrafter.for_model(VOCAB, TOKENIZER, learn=True).load(tmp_path)
     HierarchyDrafter(VOCAB).load(tmp_path)  # which knows no tokenizer
-    (tmp_path / EXPERIENCE).unlink()  # where only the text says so
+    for name in EXPERIENCES:  # where only the text says so
+        (tmp_path / name).unlink()
     refused(HierarchyDrafter(VOCAB - 1).load, tmp_path, f"was saved for a vocabulary of {VOCAB} ids and .* has 59")
 
 
@@ -370,7 +393,7 @@ def test_experience_of_another_version_is_left_out_with_a_line(
     monkeypatch.setattr(mixing, "VERSION", mixing.VERSION + 1)
     with caplog.at_level(logging.WARNING, "hdraft"):
         drafter.load(tmp_path)
-    assert len(caplog.records) == 1 and "is of another version of hdraft" in caplog.text
+    assert len(caplog.records) == len(EXPERIENCES) and "is of another version of hdraft" in caplog.text
     assert drafter.experience.snapshot().tokens == 0
     assert len(list(drafter.model_database.documents())) == 12
 
@@ -420,13 +443,14 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+@pytest.mark.parametrize("name", EXPERIENCES)
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_experience_is_refused_and_the_drafter_is_as_it_was(tmp_path: Path, damage: str) -> None:
+def test_damaged_experience_is_refused_and_the_drafter_is_as_it_was(tmp_path: Path, damage: str, name: str) -> None:
     taught(HierarchyDrafter(VOCAB, learn=True)).save(tmp_path)
-    path = tmp_path / EXPERIENCE
+    path = tmp_path / name
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
     drafter = HierarchyDrafter(VOCAB, learn=True)
-    refused(drafter.load, tmp_path, f"{EXPERIENCE} is damaged: remove it")
+    refused(drafter.load, tmp_path, f"{name} is damaged: remove it")
     assert drafts(drafter) == drafts(HierarchyDrafter(VOCAB))
     path.unlink()  # as it says
     drafter.load(tmp_path)

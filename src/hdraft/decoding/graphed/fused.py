@@ -44,7 +44,9 @@ def can_fuse(model: PreTrainedModel) -> bool:
     return plain and one_format and not model.training and model.config.hidden_act in ("silu", "swish")
 
 
-def fused_forward(model: PreTrainedModel, cache: StaticCache, ids: Tensor, positions: Tensor, views: Views) -> Tensor:
+def fused_forward(
+    model: PreTrainedModel, cache: StaticCache, ids: Tensor, positions: Tensor, views: Views, asked: int | None = None
+) -> Tensor:
     """The logits of a step's rows; their keys and values are written to the slots from each layout's `start` on.
 
     Args:
@@ -52,9 +54,10 @@ def fused_forward(model: PreTrainedModel, cache: StaticCache, ids: Tensor, posit
         cache: holds the text before the step.
         ids, positions: int64[rows].
         views: what rows may look at.
+        asked: of how many rows, the last ones, the logits are asked for; None for all.
 
     Returns:
-        float[rows, vocabulary].
+        float[asked, vocabulary].
     """
     from hdraft.decoding.graphed.kernels import rms_norm, rotate_and_store, silu_times
     from hdraft.decoding.graphed.tree_attention import as_bits, tree_attention
@@ -80,7 +83,7 @@ def fused_forward(model: PreTrainedModel, cache: StaticCache, ids: Tensor, posit
         normed, total = rms_norm(attention.o_proj(looked_up), *_norm(layer.post_attention_layernorm), total)
         activated = silu_times(mlp.gate_proj(normed), mlp.up_proj(normed))
         normed, total = rms_norm(mlp.down_proj(activated), *_norm(after), total)
-    logits: Tensor = model.lm_head(normed)
+    logits: Tensor = model.lm_head(normed if asked is None else normed[-asked:])
     return logits
 
 

@@ -189,6 +189,10 @@ class StaticCache(Cache):
     def load(self, growing: GrowingCache) -> None:
         """Take in what `growing` holds."""
         length = growing.get_seq_length()
+        if not length:  # its layers may have no shape yet
+            for layout in self.layouts.values():
+                layout.dropped = 0
+            return
         for layout in self.layouts.values():
             layout.dropped = length - layout.visible(length)
         for layer, source in self._pairs(growing):

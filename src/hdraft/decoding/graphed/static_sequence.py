@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from hdraft.decoding.cache import GrowingCache
 from hdraft.decoding.graphed.static_step import StaticStepper, StepKind, acquire, padded, release
+from hdraft.decoding.graphed.text_reader import LONGEST, TextReader
 from hdraft.decoding.masks import Span
 
 AHEAD = 4096
@@ -41,16 +42,41 @@ class StaticSequence:
 
     def enter(self, length: int, rows: int) -> str | None:
         """Move the cached sequence, of `length` tokens, to where such a step fits; returns what prevents it, if any."""
-        capacity = min(length + max(length, AHEAD), self.max_length)
+        capacity = self._capacity(length)
         rows = max(rows, 1 + self.budget)
         try:
             stepper = acquire(self.model, self.cache, self.spans, capacity + padded(rows), rows, self.kind)
-            stepper.begin(self.cache, self.padding)
+            assert stepper is not None
+            self._begin(stepper)
         except torch.OutOfMemoryError:
             return f"no memory for buffers of {capacity} tokens"
+        return None
+
+    def enter_to_read(self, length: int, rows: int) -> TextReader | None:
+        """Move the cached sequence, of `length` tokens, to where fused layers run a pass over so many rows of text.
+
+        That is a stepper that an earlier request has left, as the shapes of layers are known there and its kernels
+        have been tried; None where there is none.
+        """
+        if rows > LONGEST:
+            return None
+        capacity, most = self._capacity(length + rows), 1 + self.budget
+        stepper = acquire(self.model, self.cache, self.spans, capacity + padded(most), most, self.kind, make=False)
+        if stepper is None:
+            return None
+        if not stepper.fused or stepper.reads is False or not stepper.cache.fits(length, rows):
+            release(stepper)
+            return None
+        self._begin(stepper)
+        return TextReader(stepper)
+
+    def _capacity(self, length: int) -> int:
+        return min(length + max(length, AHEAD), self.max_length)
+
+    def _begin(self, stepper: StaticStepper) -> None:
+        stepper.begin(self.cache, self.padding)
         self.cache.reset()
         self.stepper = stepper
-        return None
 
     def leave(self, length: int) -> None:
         """Move the sequence back to its cache, with the buffers that it is in, so that it takes no memory."""

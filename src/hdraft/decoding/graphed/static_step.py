@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 from weakref import WeakKeyDictionary, ref
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.fx.experimental import _config as symbolic_shapes
@@ -116,6 +117,7 @@ class StaticStepper:
         capacity: the most tokens of a sequence, an unverified tree's included.
         rows: the most rows of a step.
         fused: whether steps run `fused_forward` in the place of the model's own.
+        reads: whether text of many tokens is read so too, see `TextReader`; None until that has been tried.
     """
 
     program: Program
@@ -152,6 +154,7 @@ class StaticStepper:
         self.capacity, self.rows = bucket(max(capacity, TOKENS)), padded(max(rows, 1 + BUDGET))
         self.kind = kind
         self.fused = kind != "compiled" and _unfused.get(model) != state and can_fuse(model)
+        self.reads: bool | None = None
         self.most_rows = most_rows(model)
         self.cache = StaticCache(growing, self.capacity, self.rows)
         self.programs: OrderedDict[tuple[int, ...], Program] = OrderedDict()
@@ -159,15 +162,21 @@ class StaticStepper:
         self.selected: dict[int, tuple[Tensor, Tensor]] = {}  # … and what they have found
         self.pool = graph_pool(self.device)
         self.copied, self.queued = StreamEvent(self.device), StreamEvent(self.device)
+        self.host, self.there = self.make_inputs(self.rows)
+
+    @torch.inference_mode(False)
+    def make_inputs(self, rows: int) -> tuple[Inputs, Inputs]:
+        """Buffers for the inputs of steps of up to so many rows: the host's, in NumPy's arrays, and the device's."""
         layouts, masks = len(self.cache.layouts), len(self.spans)
-        split = 8 * (1 + layouts + (2 + masks) * self.rows)
-        with torch.inference_mode(False):
-            size = split + masks * self.rows**2
-            host = torch.zeros(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-            there = torch.zeros(size, dtype=torch.uint8, device=self.device)
-        array, shape = host.numpy(), (self.rows, masks, layouts)
-        self.host = _inputs(host, array[:split].view(np.int64), array[split:].view(np.bool_), *shape)
-        self.there = _inputs(there, there[:split].view(torch.int64), there[split:].view(torch.bool), *shape)
+        split = 8 * (1 + layouts + (2 + masks) * rows)
+        size = split + masks * rows**2
+        host = torch.zeros(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        there = torch.zeros(size, dtype=torch.uint8, device=self.device)
+        array, shape = host.numpy(), (rows, masks, layouts)
+        return (
+            _inputs(host, array[:split].view(np.int64), array[split:].view(np.bool_), *shape),
+            _inputs(there, there[:split].view(torch.int64), there[split:].view(torch.bool), *shape),
+        )
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -178,11 +187,11 @@ class StaticStepper:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def prepare(self, token: int, tree: DraftTree, length: int, position: int) -> float:
+    def prepare(self, text: npt.NDArray[np.int64], tree: DraftTree, length: int, position: int) -> float:
         """Take in the inputs of a step, for `run`.
 
         Args:
-            token: what follows the `length` tokens that the cache holds.
+            text: int64[1], what follows the `length` tokens that the cache holds.
             tree: fewer nodes than `rows`.
             position: the token's, as the model counts.
 
@@ -192,7 +201,7 @@ class StaticStepper:
         rows = padded(1 + len(tree))
         columns = self.cache.prepare(length, rows)
         self.copied.wait()  # mostly over already: whoever has read the last step's logits has waited for more
-        self._fill(rows, token, tree, length, position)
+        self.fill(self.host, rows, int(text[0]), tree, length, position)
         self.there.buffer.copy_(self.host.buffer, non_blocking=True)
         self.copied.record()
         self.taken = 1 + len(tree)
@@ -245,8 +254,9 @@ class StaticStepper:
         """Whether a step of so many rows behind `length` tokens fits."""
         return padded(rows) <= self.rows and self.cache.fits(length, padded(rows))
 
-    def _fill(self, rows: int, token: int, tree: DraftTree, length: int, position: int) -> None:
-        inputs, n = self.host, len(tree)
+    def fill(self, inputs: Inputs, rows: int, token: int, tree: DraftTree, length: int, position: int) -> None:
+        """Fill in the host's inputs of a step over a token and the tree behind it, padded to so many rows."""
+        n = len(tree)
         inputs.length[0] = length
         inputs.tokens[:rows] = token
         inputs.tokens[1 : 1 + n] = tree.tokens
@@ -264,7 +274,7 @@ class StaticStepper:
 
     def _program(self, rows: int, columns: tuple[int, ...]) -> Program:
         """The step for such inputs, as far as it can be compiled and captured; tried on the inputs that are there."""
-        eager = partial(self._run, partial(self._masked, _forward), rows, columns)
+        eager = partial(self._run, self.unfused, rows, columns)
         eager()
         if self.kind == "compiled" and not self.programs:
             name = type(self.model()).__name__
@@ -272,14 +282,14 @@ class StaticStepper:
         while self.fused or self.kind != "static":
             expected = self._logits(rows).clone()
             try:
-                unfused = partial(self._masked, self._compiled if self.kind == "compiled" else _forward)
+                unfused = partial(self._masked, self._compiled) if self.kind == "compiled" else self.unfused
                 run = partial(self._run, fused_forward if self.fused else unfused, rows, columns)
                 run()  # what is compiled is compiled before it is captured
                 program = run if self.kind == "static" else capture(run, self.device, self.pool)
                 program()
-                if (difference := _difference(self._logits(rows), expected)) is None:
+                if (far := difference(self._logits(rows), expected)) is None:
                     return program
-                reason = f"logits differ by {difference:.1g} of their spread"
+                reason = f"logits differ by {far:.1g} of their spread"
             except torch.OutOfMemoryError:
                 say_once(f"{type(self.model()).__name__}: no memory to have all steps {self.kind}: some are static")
                 self.pool = graph_pool(self.device)
@@ -321,7 +331,13 @@ class StaticStepper:
         return cast(Tensor, self.logits)[:rows]
 
     def _run(self, forward: Callable[..., Tensor], rows: int, columns: tuple[int, ...]) -> None:
-        inputs = self.there
+        logits = self.forward(forward, self.there, rows, columns)
+        if self.logits is None:
+            self.logits = logits.new_empty((self.rows, logits.shape[-1]))
+        self._logits(rows).copy_(logits)
+
+    def forward(self, forward: Callable[..., Tensor], inputs: Inputs, rows: int, columns: tuple[int, ...]) -> Tensor:
+        """The logits of a step, by `fused_forward` or in its place; for `columns` see `StaticCache.prepare`."""
         for start, layout, width in zip(inputs.starts, self.cache.layouts.values(), columns, strict=True):
             layout.slots = layout.numbers[:rows] + start
             layout.ramp = layout.numbers[:width]
@@ -334,10 +350,13 @@ class StaticStepper:
         model = cast(PreTrainedModel, self.model())
         kernels = decoding_kernels(model) if rows <= self.most_rows else nullcontext()
         with kernels, torch.cuda.device_of(inputs.tokens):  # type: ignore[no-untyped-call]  # Triton's is the current one
-            logits = forward(model, self.cache, inputs.tokens[:rows], inputs.positions[:rows], views)
-        if self.logits is None:
-            self.logits = logits.new_empty((self.rows, logits.shape[-1]))
-        self._logits(rows).copy_(logits)
+            return forward(model, self.cache, inputs.tokens[:rows], inputs.positions[:rows], views)
+
+    def unfused(
+        self, model: PreTrainedModel, cache: StaticCache, ids: Tensor, positions: Tensor, views: Views
+    ) -> Tensor:
+        """What `fused_forward` does, by the model's own layers."""
+        return self._masked(_forward, model, cache, ids, positions, views)
 
     def _masked(
         self,
@@ -348,7 +367,7 @@ class StaticStepper:
         positions: Tensor,
         views: Views,
     ) -> Tensor:
-        """What `fused_forward` does, by the model's own forward, which takes masks."""
+        """By a forward of the model's own layers, which take masks."""
         masks = {
             layer_type: self._mask(self.cache.layouts[span.window], *views[layer_type])
             for layer_type, span in self.spans.items()
@@ -393,7 +412,7 @@ def _forward(
     return logits
 
 
-def _difference(logits: Tensor, expected: Tensor) -> float | None:
+def difference(logits: Tensor, expected: Tensor) -> float | None:
     """How far logits are from what they should be, as a part of their spread; None if no further than rounding goes."""
     closeness = tolerance(expected.dtype)
     logits, expected = logits.float(), expected.float()
@@ -401,8 +420,8 @@ def _difference(logits: Tensor, expected: Tensor) -> float | None:
     if not torch.equal(possible, logits > _IMPOSSIBLE):
         return float("inf")
     spread = max(float(expected[possible].std()), 1e-12)
-    difference = float((logits - expected).abs()[possible].max()) / spread
-    return None if difference < closeness else difference
+    far = float((logits - expected).abs()[possible].max()) / spread
+    return None if far < closeness else far
 
 
 # One idle stepper a model, so that a request finds the memory, the graphs and the compiled code of the one before. A
@@ -421,8 +440,9 @@ def acquire(
     capacity: int,
     rows: int,
     kind: StepKind,
-) -> StaticStepper:
-    """The idle stepper of a model if it will do, else a new one; the arguments are those of `StaticStepper`.
+    make: bool = True,
+) -> StaticStepper | None:
+    """The idle stepper of a model if it will do, else a new one if it may be made; for the others see `StaticStepper`.
 
     It will not do if the model has changed since: graphs hold addresses and what was true when they were captured.
     """
@@ -436,7 +456,7 @@ def acquire(
             idle.queued.follow()
             return idle
         idle.drop()
-    return StaticStepper(model, growing, spans, capacity, rows, kind, state)
+    return StaticStepper(model, growing, spans, capacity, rows, kind, state) if make else None
 
 
 def release(stepper: StaticStepper) -> None:

@@ -25,23 +25,26 @@ from hdraft.drafting.databases.opening import Named, open_databases
 from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.databases.suffixes import SuffixArray
 from hdraft.drafting.databases.vocabulary import Tokenizer
-from hdraft.drafting.drafter import UNLIMITED, Candidates, IdArray, TokenIds, check_ids, vocabulary_size
+from hdraft.drafting.drafter import UNLIMITED, Candidates, Draws, IdArray, TokenIds, check_ids, vocabulary_size
 from hdraft.drafting.hierarchy import growth, lookups, matching, mixing, reference, state
 from hdraft.drafting.hierarchy.budget import BudgetRule
 from hdraft.drafting.hierarchy.experience import Experience
-from hdraft.drafting.hierarchy.growth import SIZE, SessionArrays, Verified, advance_and_grow
+from hdraft.drafting.hierarchy.growth import SIZE, Drawing, SessionArrays, Verified, advance_and_grow
 from hdraft.drafting.hierarchy.matching import Databases
 from hdraft.drafting.kernel import specialised
 from hdraft.drafting.kernel_store import hand_over, kind_of
 from hdraft.drafting.tree import DraftTree
 
 _CONTEXTS = 2**14  # of D_m and D_s, kept for a request
+FORESEEN = 8
+"""The deepest nodes for which draws are asked for."""
 _NO_IDS = np.empty(0, np.int32)
 _NO_CHAINS = np.empty((1, 0), np.int32)
 _NO_PRICES = np.zeros(1)
 _ROWS = 2**13  # of candidates, kept for a request: 0.6 MB
 _NO_CANDIDATES = allocate_candidates(0)
 _NO_REFERENCE = reference.make_reference([])
+NOT_DRAWN = Drawing(np.empty((0, 0), np.float32), np.empty((0, 0), np.float32))
 NOT_VERIFIED = Verified(_NO_IDS, _NO_IDS, np.empty((0, WIDTH), np.int32), np.empty((0, WIDTH), np.float32))
 
 
@@ -55,6 +58,7 @@ class HierarchyDrafter:
         statistics_database: D_s, general text.
         learn: whether a finished request's output joins D_m, and so may be drafted for later requests.
         experience: how much to believe which match, where its requests go on learning; by default, what is shipped.
+        sampled_experience: likewise, for requests whose tokens are drawn and not the target's likeliest.
 
     Raises:
         ValueError: a database with ids that the target has not, or two that differ.
@@ -68,6 +72,7 @@ class HierarchyDrafter:
     uses_costs = True
     recycles = True
     takes_references = True
+    takes_draws = True
 
     def __init__(
         self,
@@ -77,6 +82,7 @@ class HierarchyDrafter:
         *,
         learn: bool = False,
         experience: Experience | None = None,
+        sampled_experience: Experience | None = None,
     ) -> None:
         for database in (model_database, statistics_database):
             if database is not None:
@@ -97,6 +103,7 @@ class HierarchyDrafter:
         self._separators = np.array(separators, np.int64)
         self._rarity = _rarity(vocab_size, statistics_database or model_database)
         self.experience = Experience() if experience is None else experience
+        self.sampled_experience = Experience(sampled=True) if sampled_experience is None else sampled_experience
         self._kernels: Kernels | None = None
 
     @classmethod
@@ -133,7 +140,11 @@ class HierarchyDrafter:
         return cls(size, stored, general, learn=learn)
 
     def session(
-        self, prompt_ids: TokenIds, costs: Costs | None = None, references: Sequence[TokenIds] = ()
+        self,
+        prompt_ids: TokenIds,
+        costs: Costs | None = None,
+        references: Sequence[TokenIds] = (),
+        draws: Draws | None = None,
     ) -> "HierarchySession":
         """Start a request; see `Drafter.session`.
 
@@ -141,12 +152,14 @@ class HierarchyDrafter:
             prompt_ids, costs: as there.
             references: texts that the output will probably resemble, such as the file to be edited: drafted from, for
                 this request alone, and never learnt. See `reference`.
+            draws: where the target's tokens are drawn at random and are not its likeliest. What is learnt of how much
+                to believe which match is kept apart then.
 
         >>> session = HierarchyDrafter(vocab_size=100).session([1, 2], references=[[7, 8, 9]])
         >>> session.propose(budget=3).tokens.tolist()
         [7, 8, 9]
         """
-        return HierarchySession(self, prompt_ids, costs, references)
+        return HierarchySession(self, prompt_ids, costs, references, draws)
 
     def scoped(self, model_database: ModelDatabase) -> "HierarchyDrafter":
         """This drafter with another D_m, so that what one tenant's requests learn is never drafted for another's.
@@ -165,7 +178,12 @@ class HierarchyDrafter:
             ValueError: the database has ids that the target has not, or is of another vocabulary than D_s.
         """
         return HierarchyDrafter(
-            self.vocab_size, model_database, self.statistics_database, learn=self.learn, experience=self.experience
+            self.vocab_size,
+            model_database,
+            self.statistics_database,
+            learn=self.learn,
+            experience=self.experience,
+            sampled_experience=self.sampled_experience,
         )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -179,7 +197,7 @@ class HierarchyDrafter:
         Raises:
             DatabaseError: the folder holds something else, or cannot be written; what was saved before is untouched.
         """
-        state.save(folder, self.vocab_size, self.experience, self.model_database)
+        state.save(folder, self.vocab_size, (self.experience, self.sampled_experience), self.model_database)
 
     def load(self, folder: str | os.PathLike[str]) -> None:
         """Go on from what `save` kept in a folder, in the place of what this drafter has learnt.
@@ -192,8 +210,9 @@ class HierarchyDrafter:
                 another vocabulary or tokenizer; the drafter is as it was.
         """
         learnt, learned = state.load(folder, self.vocab_size, self.model_database, self.statistics_database)
-        if learnt is not None:
-            self.experience.restore(learnt)
+        for experience, those in zip((self.experience, self.sampled_experience), learnt, strict=True):
+            if those is not None:
+                experience.restore(those)
         if learned is not None:
             self.model_database.relearn(learned)
 
@@ -221,7 +240,7 @@ class HierarchyDrafter:
             kind, memory = kind_of(arrays), np.empty(0, np.int64)
             store = specialised(hand_over, (arrays, memory))
             calls = np.empty((0, 5), np.int64)
-            arguments = (_NO_IDS, True, NOT_VERIFIED, self.vocab_size, _NO_PRICES, 0, _NO_CHAINS)
+            arguments = (_NO_IDS, True, NOT_VERIFIED, NOT_DRAWN, self.vocab_size, _NO_PRICES, 0, _NO_CHAINS)
             work = specialised(advance_and_grow, (calls, kind, *arguments, 0, 0))
             self._kernels = Kernels(kind, store(arrays, memory), store, work)
         return self._kernels
@@ -245,11 +264,13 @@ class HierarchySession:
         prompt_ids: TokenIds,
         costs: Costs | None = None,
         references: Sequence[TokenIds] = (),
+        draws: Draws | None = None,
     ) -> None:
         self._drafter = drafter
         prompt = check_ids(prompt_ids, drafter.vocab_size)
         self._context = ContextDatabase(prompt[:-SUFFIX_LENGTH])
-        self._before, rate = drafter.experience.start()
+        self._experience = drafter.experience if draws is None else drafter.sampled_experience
+        self._before, rate = self._experience.start()
         self._weights = mixing.start(self._before)
         self._rule = None if costs is None else BudgetRule(costs, rate)
         self._matches = matching.allocate(1)
@@ -262,6 +283,7 @@ class HierarchySession:
         arrays = drafter._arrays()
         trie = lookups.allocate(_CONTEXTS)
         self._verified = NOT_VERIFIED
+        self._draws, self._coming = draws, NOT_DRAWN.coming
         self._databases = Databases(
             self._context.trie, trie, arrays, drafter._separators, _NO_CANDIDATES, _NO_REFERENCE, drafter._rarity
         )
@@ -289,7 +311,8 @@ class HierarchySession:
             prices = self._rule.prices(budget)
         else:
             prices = price * np.arange(budget + 1.0) if price else np.zeros(budget + 1)
-        n = self._drafted = self._advance_and_grow(self._take_emitted(), prices, int(max_depth))
+        coming = NOT_DRAWN.coming if self._draws is None else self._draws.ahead(min(max_depth, FORESEEN))
+        n = self._drafted = self._advance_and_grow(self._take_emitted(), prices, int(max_depth), coming=coming)
         if n == 0:
             return DraftTree.empty()
         tokens, parents, depths = self._tree.nodes[:, :n].copy()
@@ -323,7 +346,7 @@ class HierarchySession:
         self._closed = True
         drafter = self._drafter
         self._advance_and_grow(self._take_emitted(), _NO_PRICES)
-        drafter.experience.finish(self._before, self._weights, self._rule)
+        self._experience.finish(self._before, self._weights, self._rule)
         if drafter.learn and self._output:
             drafter.model_database.learn_known(np.concatenate(self._output))
 
@@ -339,14 +362,17 @@ class HierarchySession:
         prices: npt.NDArray[np.float64],
         max_depth: int = UNLIMITED,
         learn: bool = True,
+        coming: npt.NDArray[np.float32] = NOT_DRAWN.coming,
     ) -> int:
-        """Take in what was emitted, and grow the tree; returns its size."""
+        """Take in what was emitted, and grow the tree, by the draws that are coming; returns its size."""
         verified, self._verified = self._verified, NOT_VERIFIED
+        drawing = Drawing(self._coming, coming)
+        self._coming = coming if len(coming) else self._coming[len(ids) :]
         drafter, budget = self._drafter, len(prices) - 1
         while True:
             call = np.array([[self.address(), len(ids), max_depth, budget, 0]])
             kernels = drafter.kernels()
-            arguments = (ids, learn, verified, drafter.vocab_size, prices, 0, _NO_CHAINS)
+            arguments = (ids, learn, verified, drawing, drafter.vocab_size, prices, 0, _NO_CHAINS)
             kernels.advance_and_grow(call, kernels.kind, *arguments, 0, 1)
             if (n := int(call[0, SIZE])) >= 0:
                 return n

@@ -19,6 +19,7 @@ from hdraft.drafting.hierarchy.budget import BudgetRule
 from hdraft.drafting.hierarchy.mixing import FACTORS_OF_DATABASES, FACTORS_OF_TOKENS, Weights, initial_weights
 
 _SHIPPED = Path(__file__).with_name("experience.npz")
+_SHIPPED_SAMPLED = Path(__file__).with_name("experience_sampled.npz")
 _OF_DATABASES, _OF_TEXTS = 3.0, 100.0  # observations, or squared gradients, that what is saved counts for at most
 _FORGET = 0.8  # of the running rate, from one request to the next
 
@@ -40,11 +41,12 @@ class Experience:
 
     Args:
         weights: to start from; what is shipped if there are none.
+        sampled: whether that is to be what is shipped for requests whose tokens are drawn.
     """
 
-    def __init__(self, weights: Weights | None = None) -> None:
+    def __init__(self, weights: Weights | None = None, *, sampled: bool = False) -> None:
         self._lock = threading.Lock()
-        self.weights = mixing.start(_shipped() if weights is None else weights)
+        self.weights = mixing.start(_shipped(sampled) if weights is None else weights)
         self._tokens, self._time = 0.0, 0.0
 
     def start(self) -> tuple[Weights, float]:
@@ -113,5 +115,5 @@ def load(path: str | os.PathLike[str]) -> Weights:
 
 
 @cache
-def _shipped() -> Weights:
-    return load(_SHIPPED)
+def _shipped(sampled: bool) -> Weights:
+    return load(_SHIPPED_SAMPLED if sampled else _SHIPPED)

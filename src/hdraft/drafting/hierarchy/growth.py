@@ -75,6 +75,13 @@ class Verified(NamedTuple):
     scores: npt.NDArray[np.float32]  # [1 + n, k] … and the logarithms of their probabilities
 
 
+class Drawing(NamedTuple):
+    """The numbers that tokens are drawn by, see `Draws`; as many rows as are known."""
+
+    emitted: npt.NDArray[np.float32]  # [k, vocabulary] of the tokens that a call takes in …
+    coming: npt.NDArray[np.float32]  # [m, vocabulary] … and of those that follow
+
+
 def allocate(slots: int) -> Search:
     """Room to search for a tree of up to `slots` nodes."""
     return Search(np.empty(slots), np.empty(slots, np.int64), np.empty((slots, 5), np.int32))
@@ -93,6 +100,7 @@ def grow(
     vocab_size: int,
     max_depth: int,
     prices: npt.NDArray[np.float64],
+    draws: npt.NDArray[np.float32],
     mixture: Mixture,
     search: Search,
 ) -> int:
@@ -100,6 +108,7 @@ def grow(
 
     Args:
         prices: float64[budget + 1], see `BudgetRule.prices`; all zero to fill the budget.
+        draws: float32[m, vocabulary], of what follows, see `Draws`.
         search: with room for `budget` nodes or more.
     """
     room = len(prices) - 1
@@ -114,7 +123,7 @@ def grow(
             if nodes + frontier == room:
                 cutoff = max(cutoff, search.probability[nodes + frontier - 1])
             sought = 2.5 * cutoff / probability  # of what follows the node; above 1 nothing can be
-            n = mixing.mix(databases, matches, nodes, weights, sought, mixture) if sought <= 1.0 else 0
+            n = mixing.mix(databases, matches, nodes, weights, sought, draws, depth, mixture) if sought <= 1.0 else 0
             for i in range(n):
                 reached = probability * mixture.probability[i] * (_DEEPER if depth else 1.0)
                 if reached >= cutoff and 0 <= mixture.token[i] < vocab_size:
@@ -150,6 +159,7 @@ def advance(
     token_ids: npt.NDArray[np.int32],
     learn: bool,
     verified: Verified,
+    draws: npt.NDArray[np.float32],
 ) -> None:
     """Move row 0 on by `token_ids`, for which D_c must have room; with `learn`, fit the weights to each of them.
 
@@ -164,7 +174,7 @@ def advance(
     for i in range(len(token_ids)):
         token = int(token_ids[i])
         if learn:
-            mixing.learn(databases, matches, weights, mixture, token)
+            mixing.learn(databases, matches, weights, draws, i, mixture, token)
         append(databases.context, token)
         matching.advance(databases, matches, token)
         matching.settle(databases, matches)
@@ -199,6 +209,7 @@ def advance_and_grow(
     token_ids: npt.NDArray[np.int32],
     learn: bool,
     verified: Verified,
+    drawing: Drawing,
     vocab_size: int,
     prices: npt.NDArray[np.float64],
     least_match: int,
@@ -218,6 +229,7 @@ def advance_and_grow(
         kind: the type of `SessionArrays`.
         token_ids: what the sessions' steps emitted, one after another.
         learn, verified, vocab_size: see `advance` and `grow`.
+        drawing: where tokens are drawn; for one session alone.
         prices: float64[largest budget + 1], see `grow`; of chains, too.
         least_match: see `_best_chain`.
         chains: int32[sessions, longest], to be filled with each tree's best chain; int32[sessions, 0] for none.
@@ -230,7 +242,16 @@ def advance_and_grow(
         if budget > len(tree.sources) or not has_room(session.databases.context, len(emitted)):
             calls[call, SIZE] = -1
             continue
-        advance(session.databases, session.matches, session.weights, session.mixture, emitted, learn, verified)
+        advance(
+            session.databases,
+            session.matches,
+            session.weights,
+            session.mixture,
+            emitted,
+            learn,
+            verified,
+            drawing.emitted,
+        )
         n = grow(
             session.databases,
             session.matches,
@@ -238,6 +259,7 @@ def advance_and_grow(
             vocab_size,
             calls[call, DEPTH],
             prices[: budget + 1],
+            drawing.coming,
             session.mixture,
             session.search,
         )

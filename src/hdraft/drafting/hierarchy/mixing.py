@@ -21,7 +21,8 @@ each token's probability by factors, and what no match foresaw by factors of its
                  and beside the longest match that it was seen after
     habit        the token itself, and whether the request's text has it after this context
     candidates   what the target's candidates by the context's last tokens say of the token, where there are any
-    confidence   the interpolated probability itself, in some forty ranges
+    confidence   the interpolated probability itself, in some forty ranges; where it is known by which random number
+                 the token would be drawn, by what that is to the probability, too
 
 This is a log-linear model, fitted by gradient ascent on the log-likelihood of every emitted token, with each factor's
 learning rate lowered as it learns (AdaGrad; Duchi, Hazan and Singer, JMLR 2011): the way that lossless compressors mix
@@ -53,7 +54,7 @@ from hdraft.drafting.hierarchy.recycling import (
 from hdraft.drafting.hierarchy.reference import AGREED, BEGUN, PLACES, foreseen_at, stands_for
 from hdraft.drafting.kernel import kernel
 
-VERSION = 2
+VERSION = 3
 """Of what the weights mean: those that were learnt with another are of no use."""
 
 _COUNTS = 8  # occurrences: 1, 2, 3-4, 5-8, … more than 64
@@ -87,7 +88,9 @@ _ESCAPE = _CONFIDENCE + _BUCKETS
 _REST = _ESCAPE + TIERS * _LENGTHS * _COUNTS
 _RECYCLED = _REST + _BUCKETS
 _ROW_ESCAPE = _RECYCLED + 3 * CODES * CODES
-_FACTORS = _ROW_ESCAPE + LENGTHS * SURENESS
+_DRAWN = _ROW_ESCAPE + LENGTHS * SURENESS
+_SIZES, _RATIOS = _BUCKETS // 2, 24
+_FACTORS = _DRAWN + _SIZES * _RATIOS
 FACTORS_OF_TOKENS = slice(_HABIT, _CONFIDENCE)
 """The factors that are about single tokens; all others are as good for any vocabulary."""
 FACTORS_OF_DATABASES = np.r_[:_FAMILIARITY, _ESCAPE:_REST]
@@ -131,16 +134,37 @@ class Mixture(NamedTuple):
 
 
 @kernel
-def mix(databases: Databases, matches: Matches, row: int, weights: Weights, least: float, mixture: Mixture) -> int:
-    """Fill `mixture` with what may follow `row`, but for what is less likely than `least`; returns how many tokens."""
+def mix(
+    databases: Databases,
+    matches: Matches,
+    row: int,
+    weights: Weights,
+    least: float,
+    draws: npt.NDArray[np.float32],
+    place: int,
+    mixture: Mixture,
+) -> int:
+    """Fill `mixture` with what may follow `row`, but for what is less likely than `least`; returns how many tokens.
+
+    Args:
+        draws: float32[m, vocabulary], see `Draws`; `place` is the row of what follows, which need not be there.
+    """
     n, _ = _interpolate(databases, matches, row, weights.weight, least, mixture, -1)
-    _correct(databases, weights.factor, mixture, n)
+    _correct(databases, weights.factor, draws, place, mixture, n)
     return n
 
 
 @kernel
-def learn(databases: Databases, matches: Matches, weights: Weights, mixture: Mixture, token: int) -> None:
-    """Fit weights and factors to one more token of the text, which row 0 ends before."""
+def learn(
+    databases: Databases,
+    matches: Matches,
+    weights: Weights,
+    draws: npt.NDArray[np.float32],
+    place: int,
+    mixture: Mixture,
+    token: int,
+) -> None:
+    """Fit weights and factors to one more token of the text, which row 0 ends before; for draws see `mix`."""
     n, looked_at = _interpolate(databases, matches, 0, weights.weight, _LEARNT, mixture, token)
     # Expectation-maximisation: how much of the token's probability got as far as each match, and how much it explained.
     total = beyond = mixture.rest[_BEFORE] * _UNSEEN
@@ -152,7 +176,7 @@ def learn(databases: Databases, matches: Matches, weights: Weights, mixture: Mix
         weights.taken[index] += mixture.explained[i] / total
         weights.reached[index] += beyond / total
         weights.weight[index] = weights.taken[index] / weights.reached[index]
-    _correct(databases, weights.factor, mixture, n)
+    _correct(databases, weights.factor, draws, place, mixture, n)
     rest_error = 1.0 - mixture.rest[_AFTER]
     for i in range(n):
         if mixture.token[i] == token:
@@ -194,8 +218,23 @@ def initial_weights() -> Weights:
     odds = np.where(tier == REFERENCE, agreeing - 0.7 * shape, odds)
     weight = (1 / (1 + np.exp(-odds))).ravel()
     reached = np.full(weight.shape, _PRIOR)
-    ones = np.ones(_FACTORS)
-    return Weights(weight, weight * reached, reached, ones, ones.copy(), ones.copy())
+    factor = np.ones(_FACTORS)
+    factor[_DRAWN:] = _initial_draws().ravel()
+    return Weights(weight, weight * reached, reached, factor, factor.copy(), np.ones(_FACTORS))
+
+
+def _initial_draws() -> npt.NDArray[np.float64]:
+    """float64[_SIZES, _RATIOS]: how much likelier a token of probability p is when q is known.
+
+    It is drawn where q / p is the least of all tokens'. That least is exponentially distributed whichever token has it,
+    so q is p times such a number where this one is drawn, and else nearly independent of p: by Bayes' rule its chance
+    is exp(-q / p + q) / p times p. As p is an estimate, not all of that is believed.
+    """
+    size, ratio = np.ogrid[:_SIZES, :_RATIOS]
+    p = np.where(size < 16, 2.0 ** -(size + 0.75), 1 - 2.0 ** -(size - 14.5))
+    q = p * 2.0 ** ((ratio - 11.5) / 2)
+    factor = np.exp(np.clip(q - q / p, -8.0, 0.0)) / p
+    return np.clip(factor**0.5, 1 / 64, 64.0)
 
 
 def start(weights: Weights) -> Weights:
@@ -361,7 +400,14 @@ def _interpolate(
 
 
 @kernel
-def _correct(databases: Databases, factor: npt.NDArray[np.float64], mixture: Mixture, n: int) -> None:
+def _correct(
+    databases: Databases,
+    factor: npt.NDArray[np.float64],
+    draws: npt.NDArray[np.float32],
+    place: int,
+    mixture: Mixture,
+    n: int,
+) -> None:
     """The second stage."""
     rest = mixture.rest[_BEFORE] * factor[_REST + _bucket(mixture.rest[_BEFORE])]
     for tier in range(TIERS):
@@ -387,7 +433,10 @@ def _correct(databases: Databases, factor: npt.NDArray[np.float64], mixture: Mix
         cell[4] = _SEEN_AFTER + familiarity + _group(longest)
         cell[5] = _HABIT + 2 * (token & (_HABITS - 1)) + (1 if seen_after[0] else 0)
         probability = mixture.probability[i]
-        cell[6] = _CONFIDENCE + _bucket(probability)
+        if place < len(draws) and 0 <= token < draws.shape[1]:
+            cell[6] = _drawn(probability, float(draws[place, token]))
+        else:
+            cell[6] = _CONFIDENCE + _bucket(probability)
         if cells == _CELLS:
             table, rows = databases.candidates, mixture.rows
             code = CODES * code_of(table, rows[2], token) + code_of(table, rows[1], token)
@@ -505,6 +554,14 @@ def _bucket(probability: float) -> int:
         return int(min(-2 * exponent + (1 if mantissa < 0.70710678 else 0), 31))
     _, exponent = math.frexp(1.0 - probability)
     return int(32 + min(-exponent, 15)) if probability < 1.0 else 47
+
+
+@kernel
+def _drawn(probability: float, q: float) -> int:
+    """The factor of a token that is drawn if q / probability is less than any other's: by half octaves of that."""
+    size = _bucket(probability) >> 1
+    ratio = 2.0 * math.log2(max(q, 1e-12) / max(probability, 1e-12)) + _RATIOS // 2
+    return int(_DRAWN + size * _RATIOS + min(max(ratio, 0.0), _RATIOS - 1.0))
 
 
 @kernel

@@ -1,16 +1,18 @@
 """What a drafter has learnt, in a folder: kept from one process to the next.
 
-    experience.bin    how much to believe which match, habits of single tokens, and the running rate
-    learned           what D_m has learned, a database as any other: `hdraft inspect STATE/learned` reads it
+    experience.bin            how much to believe which match, habits of single tokens, and the running rate …
+    experience-sampled.bin    … and those of requests whose tokens were drawn
+    learned                   what D_m has learned, a database as any other: `hdraft inspect STATE/learned` reads it
 
-`experience.bin` is a line of JSON and float64s, as many as the mixture has parameters: the size is known before a byte
-of them is read. Each of the two is replaced at once or not at all, and is of use without the other, so that whatever
+Experience is a line of JSON and float64s, as many as the mixture has parameters: the size is known before a byte
+of them is read. Each of the three is replaced at once or not at all, and is of use without the others, so that whatever
 interrupts a save leaves what can be loaded.
 """
 
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +27,8 @@ from hdraft.drafting.hierarchy import mixing
 from hdraft.drafting.hierarchy.experience import Experience, Learnt
 from hdraft.text import parse_json
 
-EXPERIENCE, LEARNED = "experience.bin", "learned"
+EXPERIENCES = ("experience.bin", "experience-sampled.bin")
+LEARNED = "learned"
 
 _FORMAT = "hdraft-experience"
 _TEMPORARY = ".hdraft-writing.tmp"
@@ -37,7 +40,9 @@ _ANEW = "give another folder, or remove this one to learn anew"
 _log = logging.getLogger(__name__)
 
 
-def save(folder: str | os.PathLike[str], vocab_size: int, experience: Experience, database: ModelDatabase) -> None:
+def save(
+    folder: str | os.PathLike[str], vocab_size: int, experiences: Sequence[Experience], database: ModelDatabase
+) -> None:
     """Write what has been learnt; see `HierarchyDrafter.save`."""
     folder = Path(folder)
     try:
@@ -45,7 +50,8 @@ def save(folder: str | os.PathLike[str], vocab_size: int, experience: Experience
             folder.mkdir(parents=True, exist_ok=True)
         _check(folder)
         with files.exclusive(folder, _PATIENCE):  # what is saved later is newer
-            files.replace(folder / EXPERIENCE, _to_bytes(experience.snapshot(), vocab_size), folder / _TEMPORARY)
+            for name, experience in zip(EXPERIENCES, experiences, strict=True):
+                files.replace(folder / name, _to_bytes(experience.snapshot(), vocab_size), folder / _TEMPORARY)
             database.learned().save_pretrained(folder / LEARNED)
     except OSError as error:
         raise DatabaseError(f"cannot save to {folder}: {files.describe(error)}") from error
@@ -53,14 +59,15 @@ def save(folder: str | os.PathLike[str], vocab_size: int, experience: Experience
 
 def load(
     folder: str | os.PathLike[str], vocab_size: int, database: ModelDatabase, general: StatisticsDatabase | None
-) -> tuple[Learnt | None, ModelDatabase | None]:
+) -> tuple[list[Learnt | None], ModelDatabase | None]:
     """Read what `save` wrote; see `HierarchyDrafter.load`. None where there is none, or it is of another mixture."""
     folder = Path(folder)
     try:
         _check(folder)
-        learnt = _read_experience(folder, vocab_size) if (folder / EXPERIENCE).exists() else None
+        paths = [folder / name for name in EXPERIENCES]
+        learnt = [_read_experience(path, vocab_size) if path.exists() else None for path in paths]
     except OSError as error:
-        raise DatabaseError(f"cannot read {folder / EXPERIENCE}: {files.describe(error)}") from error
+        raise DatabaseError(f"cannot read {folder}: {files.describe(error)}") from error
     learned = None
     if (folder / LEARNED / MANIFEST).exists():  # else the first save was interrupted
         if (there := Manifest.read(folder / LEARNED).vocab_size) > vocab_size:  # before there is room for so many
@@ -78,7 +85,7 @@ def _check(folder: Path) -> None:
         what = "is a file" if folder.exists() else "does not exist"
         raise DatabaseError(f"{folder} {what}: give the folder that a drafter was saved to")
     names = {name for name in os.listdir(folder) if not name.startswith(".")} - {"lost+found"}
-    if names and not names & {EXPERIENCE, LEARNED}:
+    if names and not names & {*EXPERIENCES, LEARNED}:
         raise DatabaseError(f"{folder} holds other files, and nothing that a drafter has learnt: give another folder")
 
 
@@ -107,8 +114,7 @@ def _to_bytes(learnt: Learnt, vocab_size: int) -> bytes:
     return json.dumps(header).encode() + b"\n" + values.astype("<f8").tobytes()
 
 
-def _read_experience(folder: Path, vocab_size: int) -> Learnt | None:
-    path = folder / EXPERIENCE
+def _read_experience(path: Path, vocab_size: int) -> Learnt | None:
     damaged = DatabaseError(f"{path} is damaged: remove it, and start from what a new drafter knows")
     if not path.is_file():
         raise damaged
@@ -117,7 +123,7 @@ def _read_experience(folder: Path, vocab_size: int) -> Learnt | None:
         if header is None:
             raise damaged
         if header["vocab_size"] != vocab_size:
-            _refuse_vocabulary(folder, header["vocab_size"], vocab_size)
+            _refuse_vocabulary(path.parent, header["vocab_size"], vocab_size)
         if header["mixture"] != _mixture():
             _log.warning("%s is of another version of hdraft: this drafter keeps the experience that it has", path)
             return None

@@ -12,7 +12,7 @@ from itertools import accumulate, chain, repeat
 import numpy as np
 
 from hdraft.drafting.drafter import TokenIds, check_ids
-from hdraft.drafting.hierarchy.drafter import NOT_VERIFIED, HierarchySession
+from hdraft.drafting.hierarchy.drafter import NOT_DRAWN, NOT_VERIFIED, HierarchySession
 from hdraft.drafting.hierarchy.growth import ADDRESS, BUDGET, SIZE, TOKENS
 from hdraft.drafting.threads import Threads
 
@@ -47,7 +47,7 @@ def draft_chains(
     >>> from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
     >>> drafter = HierarchyDrafter(vocab_size=100)
     >>> draft_chains([drafter.session([5, 6, 7, 5]), drafter.session([8, 9])], [[6], [8]], [3, 3])
-    [[7, 5, 6], [9, 8]]
+    [[7, 5, 6], [9, 8, 9]]
     """
     if not sessions:
         return []
@@ -66,7 +66,7 @@ def draft_chains(
     )
     calls = np.array(list(zip(*columns, strict=False)))
     kernels = drafter.kernels()
-    arguments = (ids, True, NOT_VERIFIED, drafter.vocab_size, prices, least_match, chains)
+    arguments = (ids, True, NOT_VERIFIED, NOT_DRAWN, drafter.vocab_size, prices, least_match, chains)
 
     def work(begin: int, end: int) -> None:
         kernels.advance_and_grow(calls, kernels.kind, *arguments, begin, end)
