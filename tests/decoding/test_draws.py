@@ -5,7 +5,7 @@ import pytest
 import torch
 from architectures import DEVICE, VOCABULARY, build
 
-from hdraft.decoding import Statistics, generate, stream
+from hdraft.decoding import Statistics, draws, generate, stream
 from hdraft.decoding.draws import UpcomingDraws
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 
@@ -48,6 +48,62 @@ def test_the_generator_is_not_moved():
         draws.ahead(1 + seed % 3)
         tokens.append(int(torch.multinomial(probabilities(seed), 1)))
     assert tokens == expected
+
+
+@pytest.mark.parametrize("known", [0, 1, 5])
+def test_a_token_is_chosen_as_multinomial_would_and_leaves_the_generator_where_it_would(known):
+    torch.manual_seed(3)
+    expected = [int(torch.multinomial(probabilities(seed), 1)) for seed in range(40)]
+    end = torch.rand(3, device=DEVICE).tolist()
+    torch.manual_seed(3)
+    upcoming_draws, tokens = upcoming(), []
+    for seed in range(40):
+        if known and seed % known == 0:
+            upcoming_draws.ahead(known)
+        tokens.append(int(upcoming_draws.choose(probabilities(seed))))
+    assert tokens == expected
+    assert torch.rand(3, device=DEVICE).tolist() == end
+
+
+def test_where_others_draw_between_it_still_chooses_as_multinomial_would():
+    def run(choose, look):
+        torch.manual_seed(3)
+        tokens = []
+        for seed in range(20):
+            look()
+            if seed % 3 == 1:
+                torch.rand(5, device=DEVICE)
+            tokens.append(int(choose(probabilities(seed))))
+        return tokens
+
+    draws = upcoming()
+    assert run(draws.choose, lambda: draws.ahead(4)) == run(lambda p: torch.multinomial(p, 1), lambda: None)
+
+
+def test_what_are_no_probabilities_is_said_as_ever():
+    draws = upcoming()
+    draws.ahead(2)
+    with pytest.raises(RuntimeError, match="probability tensor"):
+        draws.choose(torch.full((1, V), float("nan"), device=DEVICE))
+
+
+def test_another_way_to_draw_is_noticed_and_nothing_is_foretold(monkeypatch):
+    monkeypatch.setattr("hdraft.decoding.draws._draws_so", lambda device: False)
+    assert len(upcoming().ahead(3)) == 0
+    torch.manual_seed(3)
+    expected = int(torch.multinomial(probabilities(0), 1))
+    torch.manual_seed(3)
+    assert int(upcoming().choose(probabilities(0))) == expected
+
+
+def test_the_check_of_how_torch_draws_can_fail(monkeypatch):
+    draws._draws_so.cache_clear()
+    assert draws._draws_so(torch.device(DEVICE))
+    draws._draws_so.cache_clear()
+    multinomial = torch.multinomial
+    monkeypatch.setattr(torch, "multinomial", lambda p, n, generator: multinomial(p.flip(-1), n, generator=generator))
+    assert not draws._draws_so(torch.device(DEVICE))
+    draws._draws_so.cache_clear()
 
 
 def test_it_finds_its_place_again_where_others_draw_too():

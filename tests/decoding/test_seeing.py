@@ -279,3 +279,41 @@ def test_positions_that_differ_are_refused():
     positions[1, 0, 9] += 1
     with pytest.raises(UnsupportedError, match="several positions"):
         generate(model, prompt(), position_ids=positions)
+
+
+AUDIO = {"num_mel_bins": 8, "max_source_positions": 8}
+
+
+def hearing(prefix):
+    if prefix == "Voxtral":
+        audio = AUDIO | {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "hidden_size": 32}
+        config = transformers.VoxtralConfig(
+            audio_config=audio, text_config=SMALL | {"model_type": "llama"}, audio_token_id=2
+        )
+    else:
+        audio = AUDIO | {"encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "d_model": 32}
+        config = transformers.Qwen2AudioConfig(
+            audio_config=audio, text_config=SMALL | {"model_type": "qwen2"}, audio_token_index=2
+        )
+    torch.manual_seed(7)
+    model = getattr(transformers, f"{prefix}ForConditionalGeneration")(config).eval()
+    model.generation_config.eos_token_id = None
+    return model
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "temperature": 0.8}], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("prefix", ["Voxtral", "Qwen2Audio"])
+def test_sound_gives_the_same_tokens(prefix, options):
+    model, text = hearing(prefix), prompt()[0].tolist()
+    ids = torch.tensor([[*text[:9], *[2] * 4, *text[9:]]])
+    heard = {"input_features": torch.rand(1, 8, 16, generator=torch.Generator().manual_seed(3))}
+    if prefix == "Qwen2Audio":
+        heard["feature_attention_mask"] = torch.ones(1, 16, dtype=torch.long)
+    arguments = options | {"max_new_tokens": NEW}
+    torch.manual_seed(1)
+    expected = model.generate(ids, **heard, **arguments)
+    statistics = Statistics()
+    torch.manual_seed(1)
+    drafter = OracleDrafter(VOCABULARY, [*text, *expected[0, ids.shape[1] :].tolist()], len(text))
+    assert generate(model, ids, drafter, statistics=statistics, **heard, **arguments).tolist() == expected.tolist()
+    assert statistics.mean_accepted_tokens > 2

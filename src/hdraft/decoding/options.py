@@ -86,7 +86,7 @@ OF_PROMPT = re.compile(r"pixel|image|video|audio|grid|features|feature_|input_va
 """Arguments that the prompt's pass takes, and no later one: what a processor makes of pictures and sound. What comes
 beside them goes with them."""
 
-_SIZES = re.compile(r"grid|sizes|second_per")
+_SIZES = re.compile(r"grid|sizes|second_per|image_position_ids|feature_attention_mask")
 """Of those, what says nothing without the pictures themselves."""
 
 _DECIDED = _names("use_cache logits_to_keep output_attentions output_hidden_states")  # by `check_options`, or by hdraft

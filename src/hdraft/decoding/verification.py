@@ -131,7 +131,6 @@ class Processed:
     ) -> None:
         self.processors = processors
         self.criteria = criteria
-        self.do_sample = do_sample
         self.ranks = ranks
         self.draws = UpcomingDraws(input_ids.device) if do_sample else None
         self.scores: tuple[Tensor, ...] | None = () if output_scores else None
@@ -163,8 +162,8 @@ class Processed:
             self.scores += (scores,)
         if self.logits is not None:
             self.logits += (logits,)
-        if self.do_sample:
-            token = torch.multinomial(torch.nn.functional.softmax(scores, dim=-1), num_samples=1)[0]
+        if self.draws is not None:
+            token = self.draws.choose(torch.nn.functional.softmax(scores, dim=-1))
         else:
             token = torch.argmax(scores, dim=-1)
         token = self.ranks.tensor(token)

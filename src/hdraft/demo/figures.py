@@ -65,8 +65,8 @@ def verdict(comparisons: Sequence[Comparison], dtype: torch.dtype) -> str:
         return f"{lines[0]} In float32 all should be: this is a fault of hdraft."
     lines += [
         f"Why not all: {name} keeps two or three digits of a number, and a pass over several tokens rounds differently",
-        "from a pass over one. Where two tokens are about equally likely to come next, the other one may be taken, and",
-        "the text goes on from there, as good as the first. The prompt lookup of transformers itself does the same.",
+        "from a pass over one. Where two tokens lie close together, the other one may be taken, and the text goes on",
+        "from there, as good as the first. The prompt lookup of transformers itself does the same.",
         "With --dtype float32 all are identical. Where they parted, and the model's probability of either token:",
     ]
     for each in apart:
