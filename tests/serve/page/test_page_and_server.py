@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,7 @@ def test_who_stops_an_answer_leaves_the_server_to_others(serve: "Serve", look: L
     from serving import wait_until
 
     running: Running = serve()
+    slower = running.model.register_forward_pre_hook(lambda *_: time.sleep(0.1))  # so that there is time to stop it
     seen = look(running.url)
     seen.page.click("#settings-button")
     seen.page.fill("#longest", "1000")
@@ -90,6 +92,7 @@ def test_who_stops_an_answer_leaves_the_server_to_others(serve: "Serve", look: L
     seen.page.click("#stop")
     seen.done()
     wait_until(lambda: running.service.turns.held == 0)
+    slower.remove()
     ask_briefly(seen, "four")
     assert seen.page.locator(".problem").count() == 0 and seen.answer()
 
