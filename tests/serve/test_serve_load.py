@@ -5,6 +5,7 @@ import gc
 import json
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from serving import Running, Serve, wait_until
 from templates import TURNS, told
 
 from hdraft.serve import server as serve_process
+from hdraft.serve.answering import Figures
 from hdraft.serve.errors import ApiError
+from hdraft.serve.metrics import Metrics
 from hdraft.serve.turns import Turns
 
 QUESTION = "return the name of the class"
@@ -233,6 +236,21 @@ def test_what_prometheus_reads(serve: Serve) -> None:
         assert f"\nhdraft_{name} " in text
     for source in ("context", "model", "statistics", "recycled", "reference"):
         assert f'hdraft_accepted_tokens_total{{source="{source}"}}' in text
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_whoever_has_an_answer_finds_it_counted(serve: Serve, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
+    server, add = serve(), Metrics.add
+
+    def add_late(metrics: Metrics, figures: Figures) -> None:
+        time.sleep(0.2)  # in which a client that had the answer would look
+        add(metrics, figures)
+
+    monkeypatch.setattr(Metrics, "add", add_late)
+    answer = server.ask(QUESTION, stream=stream)
+    if stream:
+        list(answer)
+    assert value(server, "completion_tokens_total") == 24
 
 
 def test_info(serve: Serve) -> None:

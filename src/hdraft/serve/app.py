@@ -192,16 +192,12 @@ class Service:
         job = await self._beside(self.preparation.prepare, asked, noted["tenant"])
         figures = noted["figures"] = Figures(prompt_tokens=len(job.ids))
         reply = Reply(asked, self.name, self.answerer.texts, job.calls, figures)
-        pieces = self._run(job, figures)
-        try:
-            async with aclosing(pieces):
-                if asked.streams:
-                    await _send_stream(send, reply, pieces)
-                else:
-                    answer = reply.whole([piece async for piece in pieces])
-                    await _send_json(send, answer)
-        finally:
-            self.metrics.add(figures)
+        async with aclosing(self._run(job, figures)) as pieces:
+            if asked.streams:
+                await _send_stream(send, reply, pieces)
+            else:
+                answer = reply.whole([piece async for piece in pieces])
+                await _send_json(send, answer)
 
     async def _run(self, job: Job, figures: Figures) -> AsyncGenerator[Piece, None]:
         arrived = perf_counter()
@@ -218,6 +214,8 @@ class Service:
             raise
         except Exception as error:
             raise _explained(error) from error
+        finally:
+            self.metrics.add(figures)  # so that whoever has the whole answer finds it counted
 
     async def _beside(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call it in the thread for what takes a while and is not the model's."""

@@ -9,7 +9,7 @@ from fake_server import FakeServer
 from visits import Visit
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its driver runs an event loop in this thread, where other tests want their own
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="the page is tested with hdraft[test-page]")
     names = ("chromium", "chromium-browser", "google-chrome")
