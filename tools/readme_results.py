@@ -202,6 +202,19 @@ def first_results(figures: dict[str, Any]) -> str:
     return "\n".join(table(["databases", "requests", "budget", "MAT from the formula", "as shipped", ""], rows))
 
 
+def more_text_results(figures: dict[str, Any]) -> str:
+    """MAT by how much of a database there is, a column for each trace and budget."""
+    traces: dict[str, list[dict[str, Any]]] = figures["traces"]
+    first = next(iter(traces.values()))
+    budgets = list(first[0]["mat"])
+    columns = [f"`{name}`, {budget}" for name in traces for budget in budgets]
+    rows = []
+    for place, row in enumerate(first):
+        mats = [f"{trace[place]['mat'][budget]:.3f}" for trace in traces.values() for budget in budgets]
+        rows.append([f"{row['share']:.3g} of {row['database']}", *mats])
+    return "\n".join(table(["text", *columns], rows))
+
+
 def time_results(steps: dict[str, Any], scaling: dict[str, Any]) -> str:
     """The parts of a step, and steps against the size of D_s and the length of the text."""
 
@@ -412,6 +425,7 @@ def main() -> None:
     fill("docs/drafting.md", "references", reference_results(read_json("references.json")))
     if (RESULTS / "llama_cpp.json").exists():
         fill("docs/llama-cpp.md", "llama-cpp", llama_cpp_results(read_json("llama_cpp.json")))
+    fill("docs/drafting.md", "more-text", more_text_results(read_json("more_text.json")))
     fill("docs/drafting.md", "time", time_results(read_json("steps.json"), read_json("scaling.json")))
 
 

@@ -10,12 +10,14 @@ import pytest
 from scripts import BENCHMARKS, load, run
 from tiny_model import save_tiny_model
 
+from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.statistics import StatisticsDatabase
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.evaluation.costs import CURVES, cost_curve
 from hdraft.evaluation.traces import Request, read_traces
 
 budget, calibration, first_requests = load("budget"), load("calibration"), load("first_requests")
+more_text = load("more_text")
 
 
 @pytest.fixture
@@ -101,6 +103,25 @@ def test_first_requests_as_a_command(
     assert all(1 < row[kind] < 8 for row in rows for kind in ("formula", "shipped"))
     assert any(row["formula"] != row["shipped"] for row in rows)
     assert {row["budget"] for row in rows if row["databases"] == "all"} == set(first_requests.BUDGETS)
+
+
+def test_more_text_as_a_command(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = [[1, 2, 3, 4], *([10 + i, 20 + i, 30 + i] for i in range(7))]
+    StatisticsDatabase.from_documents(documents[1:] + documents[:1], 50, 0).save_pretrained(tmp_path / "D_s")
+    ModelDatabase.from_documents(documents, 50, 0).save_pretrained(tmp_path / "D_m")
+    figures = tmp_path / "more.json"
+    databases = ("--model-database", tmp_path / "D_m", "--statistics-database", tmp_path / "D_s")
+    run(more_text, monkeypatch, path, "--vocab-size", 50, *databases, "--json", figures)
+    other = path.rename(tmp_path / "other.jsonl")
+    run(more_text, monkeypatch, other, "--vocab-size", 50, *databases, "--json", figures)
+    traces = json.loads(figures.read_text())["traces"]
+    assert list(traces) == ["trace", "other"]
+    rows = traces["other"]
+    assert [(row["database"], row["tokens"]) for row in rows] == [
+        *(("D_s", tokens) for tokens in (4, 8, 16, 33)),
+        *(("D_m", tokens) for tokens in (5, 9, 17, 33)),
+    ]
+    assert all(set(row["mat"]) == {"27", "64"} and all(1 < mat < 8 for mat in row["mat"].values()) for row in rows)
 
 
 def test_calibration_as_a_command(
@@ -233,9 +254,7 @@ def test_lossless_refuses_what_it_cannot_do(
     assert ended.value.code == 2 and says[content] in capsys.readouterr().err
 
 
-def test_an_implementation_of_attention_that_is_wrong_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_implementation_of_attention_that_is_wrong_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     precision = load("precision")
     model = precision.models()["heads of 128"]
     monkeypatch.setattr(precision, "models", lambda: {"heads of 128": model})
@@ -262,4 +281,3 @@ def test_an_implementation_of_attention_that_is_wrong_is_found(
         run(precision, monkeypatch, "--step", "static", "--json", file)
     wrong = [row for row in json.loads(file.read_text())["attention"]["rows"] if not row.get("right", True)]
     assert {row["attention"] for row in wrong} == {"its own"}
-
