@@ -292,6 +292,35 @@ def test_where_a_draft_token_costs_as_much_as_a_pass_none_is_verified() -> None:
     assert tested.accepted >= 0.9 * tested.drafted
 
 
+def test_where_nothing_is_worth_its_place_few_steps_look_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+    propose = HierarchySession.propose
+
+    def watched(self: HierarchySession, *arguments: Any) -> DraftTree:
+        nonlocal looks
+        looks += 1
+        return propose(self, *arguments)
+
+    monkeypatch.setattr(HierarchySession, "propose", watched)
+    once = np.random.default_rng(3).permutation(np.arange(1, VOCABULARY)).tolist()
+    tested = model()
+    llama = Llama(writer([once + once]), draft_model=tested)
+    looks = 0  # but for those that warm up
+    assert take(llama.generate(once[:10]), 89) == once[10:]
+    assert looks < 89 / 2
+    steps = tested.steps
+    assert take(llama.generate(once + once[:1]), 90) == once[1:91]
+    assert tested.steps - steps < 20, "what repeats itself is found at once in a new request"
+
+
+def test_a_text_that_begins_to_repeat_itself_after_long_is_drafted_from_soon() -> None:
+    once = np.random.default_rng(4).permutation(np.arange(1, VOCABULARY)).tolist()
+    tested = model()
+    llama = Llama(writer([once + once]), draft_model=tested)
+    assert take(llama.generate(once[:10]), 89 + 99) == once[10:] + once
+    assert 99 / 17 < tested.steps - 89 < 99 / 17 + 12
+
+
 def test_a_first_draft_token_that_costs_much_is_drafted_only_with_those_behind_it() -> None:
     """A path is weighed by what all of it costs: each token by itself would seem worth it, or not."""
     tree = DraftTree([5, 6, 7], [-1, 0, 1], probabilities=[0.5, 0.45, 0.4])

@@ -47,6 +47,9 @@ _SECONDS = 2.0  # of `measure`, if its least rounds fit into it …
 _ROUNDS = 2
 _TEXT = 64  # … behind so much text, where there is none
 
+_IN_VAIN = 4  # looks at the databases that found nothing worth its place, after which one more step goes without …
+_SELDOM = 4  # … until one in so many looks
+
 _NO_IDS = np.empty(0, np.int32)
 
 
@@ -91,6 +94,8 @@ class HierarchyDraftModel:
         self._generated = 0  # where the request's answer begins in it
         self._session: HierarchySession | None = None
         self._failed = False
+        self._in_vain = 0  # looks in a row that found nothing
+        self._unlooked = 0  # steps since the last
         self._compilation: Compilation | None = None
         _introduce()
 
@@ -199,6 +204,7 @@ class HierarchyDraftModel:
         except Exception:
             self._report()
         self._generated, self._failed = len(text) - 1, False
+        self._in_vain = 0
         if self._costs is not None:
             self._rule = BudgetRule(self._costs, self._rule.rate)
 
@@ -212,12 +218,19 @@ class HierarchyDraftModel:
                     self._session = self._new_session()
                 elif emitted is not None:
                     self._session.extend(emitted)
+                if self._passes_over():
+                    return DraftTree.empty()
                 prices = self._rule.prices(max(room, 0))
                 size = len(prices) - 1
                 if size < 1:
                     return DraftTree.empty()
                 tree = self._session.propose(2 * size, size, float(np.diff(prices).min()))
-                return tree.best_chain(size, prices)
+                chain = tree.best_chain(size, prices)
+                if not len(chain):
+                    self._in_vain += 1
+                elif prices.any():  # else a size was tried, whatever it is worth
+                    self._in_vain = 0
+                return chain
         except NotCompiledError:
             self._session = None
             self._wait_for_kernels()
@@ -225,6 +238,15 @@ class HierarchyDraftModel:
             self._session, self._failed = None, True
             self._report()
         return DraftTree.empty()
+
+    def _passes_over(self) -> bool:
+        """Whether this step does without a look at the databases: the longer they had nothing, the more steps do.
+
+        A look takes 4 % of a small model's pass. What was emitted meanwhile is taken in with the next one, so a text
+        that begins to repeat itself is drafted from three steps late at most.
+        """
+        self._unlooked = (self._unlooked + 1) % min(1 + self._in_vain // _IN_VAIN, _SELDOM)
+        return self._unlooked > 0
 
     def _new_session(self) -> HierarchySession:
         """A session that knows the text; of one with images, which are no tokens, the part behind them."""
