@@ -95,7 +95,7 @@ class HierarchyDraftModel:
         self._session: HierarchySession | None = None
         self._failed = False
         self._in_vain = 0  # looks in a row that found nothing
-        self._unlooked = 0  # steps since the last
+        self._unseen: list[int] = []  # what was emitted since the last, by steps without a draft
         self._compilation: Compilation | None = None
         _introduce()
 
@@ -159,16 +159,13 @@ class HierarchyDraftModel:
         if self._passes is None or llama is None:
             raise RuntimeError("this draft model has no Llama: give it as Llama(draft_model=…), or call attach(llama)")
         began = perf_counter()
-        text = np.array(input_ids, np.int32)
-        emitted = self._emitted(text)
-        if emitted is None:
-            self._begin(text)
+        if self._passes_over(len(input_ids)):
+            self._unseen.append(int(input_ids[-1]))
+            self._rule.record(0, 1)
+            self.draft = DraftTree.empty()
         else:
-            self._rule.record(len(self.draft), len(emitted))
-            self.accepted += len(emitted) - 1
-        self._text = text
-        room = min(self.budget, len(llama.input_ids) - len(text), llama.n_batch - 1)  # verified in one batch
-        self.draft = self._draft(emitted, room)
+            room = min(self.budget, len(llama.input_ids) - len(input_ids), llama.n_batch - 1)  # verified in one batch
+            self.draft = self._draft(self._take_in(np.array(input_ids, np.int32)), room)
         self.steps += 1
         self.drafted += len(self.draft)
         self._passes.expect(self.draft.tokens.tolist())
@@ -181,19 +178,46 @@ class HierarchyDraftModel:
         The next request ends it too.
         """
         session, self._session = self._session, None
+        unseen, self._unseen = self._unseen, []
         if session is not None:
             with loading_only():
+                session.extend(unseen)
                 session.close()
 
+    def _passes_over(self, length: int) -> bool:
+        """Whether this step does without a look at the databases: the longer they had nothing, the more steps do.
+
+        A look takes 4 % of a small model's pass. What is emitted meanwhile is taken in with the next one, so a text
+        that begins to repeat itself is drafted from three steps late at most.
+
+        Args:
+            length: the text's. Where it is not longer by one token, there may be another request.
+        """
+        unseen = len(self._unseen) + 1
+        if self._session is None or len(self.draft) or length != len(self._text) + unseen:
+            return False
+        return unseen < min(1 + self._in_vain // _IN_VAIN, _SELDOM)
+
+    def _take_in(self, text: npt.NDArray[np.int32]) -> npt.NDArray[np.int32] | None:
+        """What was emitted since the last look; None if the text is of another request, which it begins."""
+        emitted = self._emitted(text)
+        if emitted is None:
+            self._begin(text)
+        else:
+            now = len(emitted) - len(self._unseen)  # by the last step
+            self._rule.record(len(self.draft), now)
+            self.accepted += now - 1
+        self._text, self._unseen = text, []
+        return emitted
+
     def _emitted(self, text: npt.NDArray[np.int32]) -> npt.NDArray[np.int32] | None:
-        """The tokens that the last step emitted; None if the text is of another request."""
         known, draft = self._text, self.draft.tokens
         new = text[len(known) :]
         if not len(new) or not len(known) or not np.array_equal(text[: len(known)], known):
             return None
         shorter = min(len(new), len(draft))
         accepted = int(np.append(new[:shorter] == draft[:shorter], False).argmin())
-        return new if len(new) == accepted + 1 else None
+        return new if len(new) == len(self._unseen) + accepted + 1 else None
 
     def _begin(self, text: npt.NDArray[np.int32]) -> None:
         """Begin a request with a text whose last token is the first of its answer."""
@@ -218,8 +242,6 @@ class HierarchyDraftModel:
                     self._session = self._new_session()
                 elif emitted is not None:
                     self._session.extend(emitted)
-                if self._passes_over():
-                    return DraftTree.empty()
                 prices = self._rule.prices(max(room, 0))
                 size = len(prices) - 1
                 if size < 1:
@@ -238,15 +260,6 @@ class HierarchyDraftModel:
             self._session, self._failed = None, True
             self._report()
         return DraftTree.empty()
-
-    def _passes_over(self) -> bool:
-        """Whether this step does without a look at the databases: the longer they had nothing, the more steps do.
-
-        A look takes 4 % of a small model's pass. What was emitted meanwhile is taken in with the next one, so a text
-        that begins to repeat itself is drafted from three steps late at most.
-        """
-        self._unlooked = (self._unlooked + 1) % min(1 + self._in_vain // _IN_VAIN, _SELDOM)
-        return self._unlooked > 0
 
     def _new_session(self) -> HierarchySession:
         """A session that knows the text; of one with images, which are no tokens, the part behind them."""
