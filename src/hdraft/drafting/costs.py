@@ -18,6 +18,7 @@ as soon as it is faster again; and where a size turns out much cheaper than beli
 believed of all others: they start again from the shape that they had at first.
 """
 
+import math
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -78,30 +79,27 @@ class StepCosts:
     def __init__(self, prior: npt.ArrayLike, knots: tuple[int, ...] = KNOTS, padded: bool = False) -> None:
         self.knots = knots
         self.padded = padded
-        self._prior = np.array(prior, np.float64)
+        self._prior: list[float] = np.array(prior, np.float64).tolist()
         self._lock = threading.Lock()
-        self._ratios = self._prior
-        self._rows = self._interpolation(knots[-1])
+        self._ratios = self._prior  # in plain numbers: NumPy would take longer than all else for so few
+        self._reach(knots[-1])
         self._seen: list[list[_Seen]] = [[] for _ in knots]
         self._around: deque[_Step] = deque(maxlen=2 * _AROUND + 1)
         self._before: deque[tuple[int, float]] = deque(maxlen=64)  # sizes and seconds of steps before those
         self._usual = deque([0], maxlen=5)  # knots of steps that were no trials
         self._ordinary = 0.0
         self._steps = 0
-        self._last = np.zeros(len(knots), np.int64)  # when each knot was seen or tried
-        self._last[0] = -_ZERO
-        self._surprises = np.zeros(len(knots), np.int64)  # in a row
-        self._agreed = np.zeros(len(knots), np.int64)  # trials in a row that told nothing new
+        self._last = [-_ZERO, *(0 for _ in knots[1:])]  # when each knot was seen or tried
+        self._surprises = [0 for _ in knots]  # in a row
+        self._agreed = [0 for _ in knots]  # trials in a row that told nothing new
         self._tried = 0
         self._trial: int | None = None
 
     def costs(self, budget: int) -> npt.NDArray[np.float64]:
         """The costs of steps over 0, 1, … `budget` tokens, never falling: float64[budget + 1], the first is 1."""
         with self._lock:
-            if budget >= len(self._rows):
-                self._rows = self._interpolation(budget)
-            costs: npt.NDArray[np.float64] = self._rows[: budget + 1] @ self._ratios
-        return costs
+            self._reach(budget)
+            return np.array(self._costs[: budget + 1])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[np.float64]:
         """The costs at this moment, up to the last knot, for who wants an array."""
@@ -120,9 +118,12 @@ class StepCosts:
         with self._lock:
             if self._steps - self._tried <= _AROUND + 1 or len(self._around) < _AROUND:
                 return None
-            age = (self._steps - self._last) / self._patience()
-            age[np.array(self.knots) > budget] = 0.0
-            knot = int(age.argmax())
+            patience = self._patience()
+            age = [
+                (self._steps - last) / patience[knot] if self.knots[knot] <= budget else 0.0
+                for knot, last in enumerate(self._last)
+            ]
+            knot = age.index(max(age))
             if age[knot] < 1.0:
                 return None
             self._last[knot] = self._tried = self._steps
@@ -134,9 +135,8 @@ class StepCosts:
         if not (seconds > 0.0 and np.isfinite(seconds)):
             return
         with self._lock:
-            if drafted >= len(self._rows):
-                self._rows = self._interpolation(drafted)
-            knot = int(self._rows[drafted].argmax())
+            self._reach(drafted)
+            knot = self._nearest[drafted]
             trial, self._trial = self._trial is not None, None
             if not trial:
                 self._usual.append(knot)
@@ -146,6 +146,13 @@ class StepCosts:
             self._steps += 1
             if len(self._around) == 2 * _AROUND + 1:
                 self._judge(self._around[_AROUND])
+
+    def _reach(self, budget: int) -> None:
+        """Have costs, and the nearest knot, of sizes up to this one."""
+        if budget >= len(getattr(self, "_costs", ())):
+            self._rows = self._interpolation(budget)
+            self._nearest: list[int] = self._rows.argmax(1).tolist()
+            self._costs: list[float] = (self._rows @ self._ratios).tolist()
 
     def _interpolation(self, budget: int) -> npt.NDArray[np.float64]:
         """float64[budget + 1, knots]: how much each size's cost is each knot's; behind the last it is in proportion."""
@@ -158,20 +165,20 @@ class StepCosts:
         weights: npt.NDArray[np.float64] = rows * np.maximum(1.0, sizes / knots[-1])[:, None]
         return weights
 
-    def _patience(self) -> npt.NDArray[np.float64]:
-        """float64[knots], the steps after which each is to be seen again. Smaller ones than the usual are, by use."""
+    def _patience(self) -> list[float]:
+        """For each knot, the steps after which it is to be seen again. Smaller ones than the usual are, by use."""
         usual = sorted(self._usual)[len(self._usual) // 2]
-        dearer = self._ratios - self._ratios[usual]
-        share = np.array([_SHARE if seen else _SHARE_OF_UNSEEN for seen in self._seen])
-        patience: npt.NDArray[np.float64] = np.maximum(dearer / share, _SOONEST)
-        further = np.arange(len(patience)) - (usual + 1)
-        soon = np.maximum(dearer / (_SHARE_OF_NEXT * 0.5**further), _SOONEST) * (1 + self._agreed / _SLOWLY)
-        patience = np.minimum(patience, soon)
-        patience[: usual + 1] = np.inf
-        patience[0] = _ZERO
-        patience[(self._surprises > 0) & (self._surprises < _AGAIN)] = _AROUND + 1
+        patience = [float(_ZERO), *(float("inf") for _ in self.knots[1:])]
+        for knot in range(usual + 1, len(self.knots)):
+            dearer = self._ratios[knot] - self._ratios[usual]
+            share = _SHARE if self._seen[knot] else _SHARE_OF_UNSEEN
+            soon = max(dearer / (_SHARE_OF_NEXT * 0.5 ** (knot - usual - 1)), _SOONEST)
+            patience[knot] = min(max(dearer / share, _SOONEST), soon * (1 + self._agreed[knot] / _SLOWLY))
+        for knot, surprises in enumerate(self._surprises):
+            if 0 < surprises < _AGAIN:
+                patience[knot] = _AROUND + 1
         if usual == 0:
-            patience[0] = np.inf
+            patience[0] = float("inf")
         return patience
 
     def _judge(self, step: _Step) -> None:
@@ -193,20 +200,19 @@ class StepCosts:
 
     def _believed(self, steps: Sequence[tuple[int, float]]) -> list[float]:
         """The seconds of an ordinary step, as each of these tells: sizes and seconds."""
-        sizes, seconds = zip(*steps, strict=True)
-        believed: list[float] = (np.array(seconds) / (self._rows[list(sizes)] @ self._ratios)).tolist()
-        return believed
+        return [seconds / self._costs[size] for size, seconds in steps]
 
     def _conclude(self) -> None:
         """Believe what was seen."""
         if self._seen[0]:
             unit = median(each.ratio for each in self._seen[0])
             self._seen = [[each.over(unit) for each in seen] for seen in self._seen]
-        ratios = [1.0, *self._prior[1:].tolist()]
+        ratios = [1.0, *self._prior[1:]]
         for k, seen in enumerate(self._seen[1:], 1):
             if seen:
                 ratios[k] = median(each.ratio for each in seen)
         self._ratios = _never_falling(ratios, [len(seen) for seen in self._seen])
+        self._costs = (self._rows @ self._ratios).tolist()
 
     def _take_in(self, step: _Step, surprise: float) -> None:
         """Note a step that took `surprise` times of what was believed."""
@@ -219,7 +225,7 @@ class StepCosts:
         if step.trial:
             self._agreed[knot] = 0 if changed else self._agreed[knot] + 1
         if self._surprises[knot] == 2 and knot > 0 and seen.ratio < _NEAR * self._prior[knot]:
-            self._surprises[:] = self._agreed[:] = 0
+            self._surprises, self._agreed = [0 for _ in self.knots], [0 for _ in self.knots]
             self._seen = [self._seen[0], *([] for _ in self.knots[1:])]
             self._seen[knot] = [seen]
 
@@ -234,18 +240,17 @@ Costs = npt.NDArray[np.floating] | StepCosts
 """What steps cost: measured and frozen, float[m], or learnt while they run."""
 
 
-def _never_falling(ratios: list[float], counts: list[int]) -> npt.NDArray[np.float64]:
+def _never_falling(ratios: list[float], counts: list[int]) -> list[float]:
     """The nearest ratios that never fall, and begin with 1: those that contradict each other are pooled.
 
     What was never seen gives way to what was.
     """
     pools: list[tuple[float, float, int]] = []  # of neighbours: logarithm, weight, how many
     for ratio, count in zip(ratios, counts, strict=True):
-        pool = float(np.log(max(ratio, 1.0))), count + 0.3, 1
+        pool = math.log(max(ratio, 1.0)), count + 0.3, 1
         while pools and pools[-1][0] >= pool[0]:
             (low, weight, many), (high, other, more) = pools.pop(), pool
             pool = (low * weight + high * other) / (weight + other), weight + other, many + more
         pools.append(pool)
-    pooled: npt.NDArray[np.float64] = np.exp(np.repeat([pool[0] for pool in pools], [pool[2] for pool in pools]))
-    pooled[0] = 1.0
-    return pooled
+    pooled = [math.exp(logarithm) for logarithm, _, many in pools for _ in range(many)]
+    return [1.0, *pooled[1:]]
