@@ -112,7 +112,7 @@ def _measure(model: PreTrainedModel, kind: StepKind) -> npt.NDArray[np.float64]:
         parents = range(-1, size - 1) if shape == "chain" else [-1] * size
         tree = DraftTree(np.zeros(size), np.array(parents, np.int32))
         begin = perf_counter()
-        target.forward(text, tree).argmax(-1).tolist()
+        target.most_likely(target.forward(text, tree), slice(None))
         end = perf_counter()
         target.forget(length)
         return target.ranks.number(end - begin)

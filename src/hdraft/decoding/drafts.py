@@ -97,6 +97,11 @@ class Drafts:
                 return self._branch.nodes()
         return NO_DRAFT
 
+    @property
+    def recycles(self) -> bool:
+        """Whether `extend` will ask for candidates."""
+        return self._active and self._session is not None and uses_candidates(self._drafter)
+
     def extend(
         self,
         tokens: list[int],
@@ -124,7 +129,7 @@ class Drafts:
                 if predicted is not None and self._branch is not None:
                     last = predicted[-len(self._branch.rows[-1]) :]
                     ngrams = self._branch.advance(np.minimum(last, vocab_size - 1), tokens[held - 1])
-                found = candidates() if candidates is not None and uses_candidates(self._drafter) else None
+                found = candidates() if candidates is not None and self.recycles else None
                 self._session.extend(tokens[:held], ngrams, found)
         self._active &= held == len(tokens)
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from hdraft.decoding.cache import GrowingCache
 from hdraft.decoding.graphed.static_step import StepKind
+from hdraft.decoding.likeliest import likeliest, most_likely
 from hdraft.decoding.logs import say_once
 from hdraft.decoding.models.compiling import is_compiled, uncompiled
 from hdraft.decoding.models.experts import decoding_kernels, most_rows
@@ -80,7 +81,7 @@ class GrowingStepper:
         self._inputs = {name: value for name, value in inputs.items() if name not in ("use_cache", "return_dict")}
         self._asked = 1
 
-    def run(self) -> Tensor:
+    def run(self, select: bool = False) -> Tensor:
         """Run the pass: float[1 + n, vocabulary], the logits after the last text token and after each node."""
         inputs, self._inputs = self._inputs, {}
         read = inputs.get("input_ids")
@@ -95,6 +96,15 @@ class GrowingStepper:
             outputs = self.model(**inputs, use_cache=True, return_dict=True)
         logits: Tensor = outputs.logits[0, -self._asked :]
         return logits
+
+    def most_likely(self, logits: Tensor, rows: slice) -> list[int]:
+        """The most likely token of each of those rows of a pass; waits for it."""
+        return most_likely(logits[rows])
+
+    def likeliest(self, logits: Tensor) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """The likeliest tokens of each row of a pass, see `likeliest`; waits for them."""
+        tokens, scores = likeliest(logits)
+        return tokens.numpy(force=True), scores.numpy(force=True)
 
     def keep(self, length: int, path: list[int]) -> None:
         """Keep the first `length` tokens and, of the tree just forwarded, the nodes on `path`, in ascending order."""

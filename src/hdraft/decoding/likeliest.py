@@ -1,4 +1,4 @@
-"""The target's most likely next tokens in each row of a step: what a drafter may recycle."""
+"""The target's most likely next tokens in each row of a step: its choice, and what a drafter may recycle."""
 
 import torch
 from torch import Tensor
@@ -6,6 +6,14 @@ from torch import Tensor
 from hdraft.drafting.databases.candidates import WIDTH
 
 _BLOCK = 128
+
+
+def most_likely(logits: Tensor) -> list[int]:
+    """The most likely token of each row of float[n, vocabulary]; waits for the device."""
+    # NumPy's argmax is some twenty times as fast as torch's on a CPU
+    best = logits.float().numpy().argmax(-1) if logits.device.type == "cpu" else logits.argmax(-1)
+    tokens: list[int] = best.tolist()
+    return tokens
 
 
 def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from hdraft.decoding.graphed.static_step import whole_tiles
 from hdraft.decoding.request import DecodingRequest
 from hdraft.decoding.stats import GenerationStats, Stopwatch
 from hdraft.decoding.target import Target
-from hdraft.decoding.verification import Choice, most_likely, verify
+from hdraft.decoding.verification import Choice, verify
 from hdraft.drafting.drafter import lookahead_nodes
 from hdraft.drafting.hierarchy.chains import ChainRule
 from hdraft.drafting.tree import DraftTree, Source
@@ -75,11 +75,11 @@ def draft_and_verify(
             tree, branch = _draft(drafts, target, len(text), request, chains)
             watch.lap("drafting")
             began = watch.last
-            logits = target.forward(text, tree.beside(branch) if len(branch) else tree)
+            logits = target.forward(text, tree.beside(branch) if len(branch) else tree, drafts.recycles)
             watch.lap("inputs", until=target.inputs_ready)
             if target.seconds_preparing:
                 choice.set_clock_back(target.seconds_preparing)
-            choice.read(logits[: 1 + len(tree)])
+            choice.read(logits[: 1 + len(tree)], partial(target.most_likely, logits, slice(1 + len(tree))))
             watch.lap("model")
             if request.learnt is not None and len(text) == 1 and not target.seconds_preparing:
                 request.learnt.record(target.rows - 1 - len(branch), watch.last - began)
@@ -87,7 +87,8 @@ def draft_and_verify(
             watch.lap("verification")
             target.keep(nodes[: len(tokens) - 1])
             watch.lap("cache")
-            predicted = target.ranks.tokens(most_likely(logits[-len(branch) :])) if len(branch) else None
+            beside = slice(-len(branch), None)
+            predicted = target.ranks.tokens(target.most_likely(logits, beside)) if len(branch) else None
             drafts.extend(tokens, predicted, partial(target.candidates, tree, logits))
             watch.lap("drafting")
 

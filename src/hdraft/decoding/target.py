@@ -21,7 +21,6 @@ from hdraft.decoding.graphed.static_sequence import StaticSequence
 from hdraft.decoding.graphed.static_step import StaticStepper, StepKind
 from hdraft.decoding.graphed.text_reader import TextReader
 from hdraft.decoding.growing import GrowingStepper
-from hdraft.decoding.likeliest import likeliest
 from hdraft.decoding.logs import logger, say_once
 from hdraft.decoding.masks import Span, layer_spans, tree_mask
 from hdraft.decoding.models.names import prepared_cache_argument
@@ -262,12 +261,13 @@ class Target:
         self.length, self.unread = 0, self.unread[:0]
         return True
 
-    def forward(self, text: npt.NDArray[np.int64], tree: DraftTree = NO_DRAFT) -> Tensor:
+    def forward(self, text: npt.NDArray[np.int64], tree: DraftTree = NO_DRAFT, select: bool = False) -> Tensor:
         """One forward pass over what is unread, m tokens of text, and the tree behind them.
 
         Args:
             text: int64[m], the tokens that follow; at least one.
             tree: its n nodes follow the last of them.
+            select: whether `candidates` will be asked for.
 
         Returns:
             float[1 + n, vocabulary], the logits after the last text token and after each node.
@@ -294,16 +294,19 @@ class Target:
                 self.cache.states.hold()
         self._pass = text, tree
         self.inputs_ready = perf_counter()
-        logits = self.stepper.run()
+        logits = self.stepper.run(select)
         self.length += m
         return logits
+
+    def most_likely(self, logits: Tensor, rows: slice) -> list[int]:
+        """The most likely token in some rows of the pass just run, which gave the logits; waits for it."""
+        return self.stepper.most_likely(logits, rows)
 
     def candidates(self, tree: DraftTree, logits: Tensor) -> Candidates:
         """What the target finds likely in each row of the pass just run, over a tree and perhaps a branch beside it."""
         rows = 1 + len(tree)
-        stepper = self.stepper
-        both = likeliest(logits[:rows]) if isinstance(stepper, GrowingStepper) else stepper.likeliest()
-        tokens, scores = (each[:rows].numpy(force=True) for each in both)
+        tokens, scores = self.stepper.likeliest(logits[:rows])
+        tokens, scores = tokens[:rows], scores[:rows]
         if self._placeholders:
             tokens = np.where(np.maximum.accumulate(np.isin(tokens, self._placeholders), axis=1), -1, tokens)
         return Candidates(tree, tokens, scores)

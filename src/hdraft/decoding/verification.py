@@ -4,6 +4,7 @@ From the root down, the target's next token is chosen just as `model.generate` w
 holds that token, the walk goes on. Every token chosen on the way is the target's own, so the output is the same.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -26,8 +27,11 @@ class Choice(Protocol):
         """Where tokens are drawn at random: by which numbers."""
         ...
 
-    def read(self, logits: Tensor) -> None:
-        """Wait for a step's logits, float[1 + n, vocabulary], and take them in: row 0 is the root, 1 + i node i."""
+    def read(self, logits: Tensor, most_likely: Callable[[], list[int]]) -> None:
+        """Wait for a step's logits, float[1 + n, vocabulary], and take them in: row 0 is the root, 1 + i node i.
+
+        Or wait for each row's most likely token alone, which `most_likely` tells.
+        """
         ...
 
     def set_clock_back(self, seconds: float) -> None:
@@ -70,14 +74,6 @@ def verify(tree: DraftTree, choice: Choice, streamer: BaseStreamer | None) -> tu
     return tokens, nodes, finished
 
 
-def most_likely(logits: Tensor) -> list[int]:
-    """The most likely token of each row of float[n, vocabulary]; waits for the device."""
-    # NumPy's argmax is some twenty times as fast as torch's on a CPU
-    best = logits.float().numpy().argmax(-1) if logits.device.type == "cpu" else logits.argmax(-1)
-    tokens: list[int] = best.tolist()
-    return tokens
-
-
 class Argmax:
     """The most likely token, until an end-of-sequence token or the greatest length: one look at the device a step."""
 
@@ -90,9 +86,9 @@ class Argmax:
         self.room = max_length - input_ids.shape[1]
         self.tokens: list[int] = []
 
-    def read(self, logits: Tensor) -> None:
+    def read(self, logits: Tensor, most_likely: Callable[[], list[int]]) -> None:
         """See `Choice.read`."""
-        self.best = self.ranks.tokens(most_likely(logits))
+        self.best = self.ranks.tokens(most_likely())
 
     def set_clock_back(self, seconds: float) -> None:
         """See `Choice.set_clock_back`: there is no clock."""
@@ -140,10 +136,10 @@ class Processed:
             self.buffer = torch.empty((1, self.length + 256), dtype=input_ids.dtype, device=input_ids.device)
         self.buffer[:, : self.length] = input_ids
 
-    def read(self, logits: Tensor) -> None:
+    def read(self, logits: Tensor, most_likely: Callable[[], list[int]]) -> None:
         """See `Choice.read`."""
         if logits.device.type != "cpu":  # so that a step's time is that of its forward pass
-            torch.accelerator.synchronize(logits.device)
+            most_likely()
         self.rows = logits
         if self.draws is not None:
             self.draws.vocab_size = logits.shape[-1]

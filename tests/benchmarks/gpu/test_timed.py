@@ -1,6 +1,7 @@
 """Recorded requests through a model: the recorded tokens come out, and every second is accounted for."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hdraft.decoding import measure_costs
 from hdraft.decoding.graphed.static_step import StepKind
+from hdraft.decoding.likeliest import most_likely
 from hdraft.decoding.target import LONG_TEXT
 from hdraft.drafting import Drafter, DraftTree
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
@@ -94,7 +96,7 @@ def test_the_tokens_are_the_recorded_ones_whether_or_not_they_are_the_models(mod
     for output in (own, [(token + 1) % 200 for token in own]):
         recorded = Recorded(torch.tensor([PHRASE]), np.array(output))
         logits = torch.randn(3, 260)
-        recorded.read(logits)
+        recorded.read(logits, partial(most_likely, logits))
         assert [recorded.next_token(row) for row in (0, 1, 2)] == output[:3]
         assert recorded.best == logits.argmax(-1).tolist(), "the logits are read all the same"
         assert time_decoding(model, request(output, PHRASE), None).emitted.tolist() == [1] * 6

@@ -128,9 +128,9 @@ def reading(monkeypatch):
     for stepper in (text_reader.TextReader, growing.GrowingStepper):
         run = stepper.run
 
-        def note(self, run=run):
+        def note(self, select, run=run):
             passes.append(type(self).__name__)
-            return run(self)
+            return run(self, select)
 
         monkeypatch.setattr(stepper, "run", note)
     return passes

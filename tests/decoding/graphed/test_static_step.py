@@ -100,9 +100,10 @@ def test_the_cache_holds_what_a_growing_one_does(name):
         for target in targets:
             target.forward(text)
             target.keep([])
-        for _ in range(120):
+        for step in range(120):
             n = int(generator.integers(0, 20))
-            parents = [int(generator.integers(-1, node)) for node in range(n)]
+            nearest = 3 if step % 3 == 0 else n + 1  # of some trees the paths are long
+            parents = [int(generator.integers(max(node - nearest, -1), node)) for node in range(n)]
             tree = DraftTree(generator.integers(VOCABULARY, size=n), parents)
             path, node = [], n - 1
             while node >= 0:
@@ -176,6 +177,7 @@ def test_a_window_makes_no_graph_twice(monkeypatch):
     assert set(small) == {256, 512} and set(large) == {256, 512, 768, 1024}
 
 
+@pytest.mark.usefixtures("queueing")
 def test_a_greedy_step_waits_for_nothing_before_its_logits(model):
     class Forbidding(TorchDispatchMode):
         def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
@@ -190,9 +192,56 @@ def test_a_greedy_step_waits_for_nothing_before_its_logits(model):
         target.forward(np.array([3]), tree)  # makes the program
         with Forbidding(), nothing_read():
             target.keep([1, 3])
-            target.forward(np.array([4]), tree)
+            target.forward(np.array([4]), tree, select=True)
             target.keep([0, 2, 4])
-            target.forward(np.array([4]), tree)
+            target.forward(np.array([4]), tree, select=True)
+
+
+@pytest.fixture
+def queueing(monkeypatch):
+    """Steps do what they do where a device works while the host goes on."""
+    make = static.StaticStepper.__init__
+
+    def made(self, *args):
+        make(self, *args)
+        self.queues = True
+
+    monkeypatch.setattr(static.StaticStepper, "__init__", made)
+
+
+@pytest.mark.usefixtures("queueing")
+def test_a_step_finds_the_most_likely_tokens_itself_where_a_device_computes(model, monkeypatch):
+    monkeypatch.setattr(static, "most_likely", none_left)
+    compare(model, prompt(), {}, step="captured")
+
+
+def test_a_path_that_was_kept_is_moved_once_whatever_comes_next(model, monkeypatch):
+    """By the next step, or before it: where it is long, where that has one row, is new, or tokens were forgotten."""
+    monkeypatch.setattr(static, "MOVED", 4)
+    tree = DraftTree(range(3, 15), [-1, -1, *range(10)])
+    long, short = [1, 3, 5, 7, 9, 11], [1, 3]
+    targets = [Target(model, step=step, budget=20) for step in ("dynamic", "captured")]
+    with torch.no_grad():
+        for target in targets:
+            target.forward(prompt()[0].numpy())
+            target.keep([])
+        for path, behind in ((long, 0), (short, 6), (long, 12), (short, 0), (long, 6), (short, 6)):
+            for forget in (0, 1):
+                for target in targets:
+                    target.forward(np.array([2]), tree)
+                    target.keep(path)
+                    target.forget(target.length - forget)
+                next_one = DraftTree(range(behind), range(-1, behind - 1))
+                logits = [target.forward(np.array([7]), next_one).clone() for target in targets]
+                torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
+                for target in targets:
+                    target.keep([])
+        for target in targets:
+            target.forward(np.array([2]), tree)
+            target.keep(short)
+            target.close(np.zeros(target.length, np.int64))
+    for layers in zip(*(target.cache.layers for target in targets), strict=True):
+        torch.testing.assert_close(layers[0].keys, layers[1].keys, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("wait", [

@@ -9,6 +9,7 @@ from itertools import count
 from types import FunctionType
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -155,3 +156,32 @@ class StreamEvent:
         """Let the host wait for it."""
         if self.event is not None:
             self.event.synchronize()
+
+
+class ReadBack:
+    """Results on their way from the device to the host, which need not wait until it needs them.
+
+    Attributes:
+        begun: whether there are any.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.begun = False
+        self._arrived = StreamEvent(device)
+        self._here: list[Tensor] = []
+
+    def begin(self, *results: Tensor) -> None:
+        """Have them copied, behind all that the current stream has been given until now."""
+        queued = self._arrived.event is not None
+        self._here = [each.to("cpu", non_blocking=queued) for each in results]  # then to pinned memory
+        self._arrived.record()
+        self.begun = True
+
+    def wait(self) -> list[npt.NDArray[Any]]:
+        """The results, as soon as they are there."""
+        self._arrived.wait()
+        return [each.numpy() for each in self._here]
+
+    def drop(self) -> None:
+        """Forget them."""
+        self.begun, self._here = False, []

@@ -79,20 +79,19 @@ class Layout:
         """How many of `length` tokens the next one may look back at."""
         return length if self.window is None else min(length, self.window - 1)
 
+    def crowded(self, length: int, rows: int) -> bool:
+        """Whether a window has to be moved, for a step of so many rows behind `length` tokens."""
+        slots = length - self.dropped
+        return slots + rows > self.capacity and slots > self.visible(length)
+
     def make_room(self, length: int, rows: int) -> None:
         """Move a window that has come to the end of its buffers to their front."""
-        visible = self.visible(length)
-        first = length - self.dropped - visible
-        if length - self.dropped + rows > self.capacity and first:
+        if self.crowded(length, rows):
+            visible = self.visible(length)
+            first = length - self.dropped - visible
             for buffer in self.buffers:
                 buffer[..., :visible, :] = buffer[..., first : first + visible, :].clone()
             self.dropped += first
-
-    def move(self, start: int, path: list[int]) -> None:
-        """Move to the slots from `start` on what is in those that `path`, in ascending order, numbers from there."""
-        slots = torch.tensor([start + node for node in path]).to(self.numbers.device, non_blocking=True)
-        for buffer in self.buffers:
-            buffer[..., start : start + len(path), :] = buffer.index_select(-2, slots)
 
 
 class StaticLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -180,11 +179,29 @@ class StaticCache(Cache):
             columns.append(bucket(min(length + rows, layout.capacity)))
         return tuple(columns)
 
+    def crowded(self, length: int, rows: int) -> bool:
+        """Whether `prepare` will move tokens to other slots."""
+        return any(layout.crowded(length, rows) for layout in self.layouts.values())
+
     def keep(self, start: int, path: list[int]) -> None:
         """Keep the first `start` tokens and, of those after them, the ones that `path` numbers in ascending order."""
-        if path and path[-1] != len(path) - 1:
-            for layout in self.layouts.values():
-                layout.move(start - layout.dropped, path)
+        moves = torch.tensor([path, list(range(len(path)))], dtype=torch.int64)
+        device = next(iter(self.layouts.values())).numbers.device
+        self.move(moves.to(device, non_blocking=True), [start - layout.dropped for layout in self.layouts.values()])
+
+    def move(self, moves: Tensor, starts: Iterable[Tensor | int]) -> None:
+        """Copy what is in some slots to others, in every layer: all is read before any is written.
+
+        Args:
+            moves: int64[2, n], the slots from which and to which, counted from …
+            starts: … one of each layout's.
+        """
+        found = []
+        for layout, start in zip(self.layouts.values(), starts, strict=True):
+            sources, targets = moves + start
+            found += [(buffer, targets, buffer.index_select(-2, sources)) for buffer in layout.buffers]
+        for buffer, targets, states in found:
+            buffer.index_copy_(-2, targets, states)
 
     def load(self, growing: GrowingCache) -> None:
         """Take in what `growing` holds."""

@@ -13,7 +13,7 @@ Padding looks at the last token alone, and no row looks at padding.
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from time import perf_counter
 from types import FunctionType
@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 from hdraft.decoding.cache import GrowingCache
 from hdraft.decoding.graphed.capture import (
     Program,
+    ReadBack,
     StreamEvent,
     capture,
     compiled,
@@ -39,7 +40,7 @@ from hdraft.decoding.graphed.capture import (
 from hdraft.decoding.graphed.fused import Views, can_fuse, fused_forward
 from hdraft.decoding.graphed.model_state import State, model_state
 from hdraft.decoding.graphed.static_cache import Layout, StaticCache, StaticLayer, bucket
-from hdraft.decoding.likeliest import likeliest
+from hdraft.decoding.likeliest import likeliest, most_likely
 from hdraft.decoding.logs import logger, say_once
 from hdraft.decoding.masks import Span, padded_rows
 from hdraft.decoding.models.compiling import is_compiled
@@ -57,6 +58,9 @@ ROWS = (1, 4, 8, 16, 32)
 
 PROGRAMS = 128
 """The most programs, and graphs, kept for a sequence; of more, the one not used for longest is dropped."""
+
+MOVED = 8
+"""The most accepted nodes that a step moves to their slots before it begins; longer paths are moved by themselves."""
 
 TOKENS, BUDGET = 2048, 64
 """Buffers are made for at least so many tokens of a sequence, and draft tokens of a step: larger ones, new graphs."""
@@ -91,6 +95,7 @@ class Inputs(NamedTuple):
     buffer: Any
     length: Any  # int64[1], tokens before the step
     starts: Any  # int64[layouts], the slot of the step's first row
+    moves: Any  # int64[2, MOVED], slots to be copied from and to before, counted from there
     tokens: Any  # int64[rows]
     positions: Any  # int64[rows]
     earliest: Any  # int64[masks, rows], see `padded_rows` …
@@ -98,13 +103,15 @@ class Inputs(NamedTuple):
 
 
 def _inputs(buffer: Any, numbers: Any, flags: Any, rows: int, masks: int, layouts: int) -> Inputs:
-    end = 1 + layouts + 2 * rows
+    begin = 1 + layouts + 2 * MOVED
+    end = begin + 2 * rows
     return Inputs(
         buffer,
         length=numbers[:1],
         starts=numbers[1 : 1 + layouts],
-        tokens=numbers[1 + layouts : 1 + layouts + rows],
-        positions=numbers[1 + layouts + rows : end],
+        moves=numbers[1 + layouts : begin].reshape(2, MOVED),
+        tokens=numbers[begin : begin + rows],
+        positions=numbers[begin + rows : end],
         earliest=numbers[end:].reshape(masks, rows),
         among=flags.reshape(masks, rows * rows),
     )
@@ -122,6 +129,7 @@ class StaticStepper:
 
     program: Program
     logits: Tensor | None = None
+    best: Tensor
 
     def __init__(
         self,
@@ -160,6 +168,9 @@ class StaticStepper:
         self.programs: OrderedDict[tuple[int, ...], Program] = OrderedDict()
         self.selections: dict[int, Program] = {}  # by rows, of `likeliest`, which not every drafter asks for …
         self.selected: dict[int, tuple[Tensor, Tensor]] = {}  # … and what they have found
+        self.queues = self.device.type == "cuda"  # the host goes on while what it has asked for is done
+        self.read_best, self.read_selected = ReadBack(self.device), ReadBack(self.device)
+        self.kept: tuple[int, list[int]] | None = None  # a path that is still to be moved, and what it begins behind
         self.pool = graph_pool(self.device)
         self.copied, self.queued = StreamEvent(self.device), StreamEvent(self.device)
         self.host, self.there = self.make_inputs(self.rows)
@@ -168,7 +179,7 @@ class StaticStepper:
     def make_inputs(self, rows: int) -> tuple[Inputs, Inputs]:
         """Buffers for the inputs of steps of up to so many rows: the host's, in NumPy's arrays, and the device's."""
         layouts, masks = len(self.cache.layouts), len(self.spans)
-        split = 8 * (1 + layouts + (2 + masks) * rows)
+        split = 8 * (1 + layouts + 2 * MOVED + (2 + masks) * rows)
         size = split + masks * rows**2
         host = torch.zeros(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         there = torch.zeros(size, dtype=torch.uint8, device=self.device)
@@ -183,7 +194,7 @@ class StaticStepper:
     def begin(self, growing: GrowingCache, padding: int) -> None:
         """Take in the text so far, of which the first `padding` tokens are never looked at."""
         self.cache.load(growing)
-        self.padding = padding
+        self.padding, self.kept = padding, None
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -199,9 +210,16 @@ class StaticStepper:
             The seconds that it took to compile and capture what had not been met before.
         """
         rows = padded(1 + len(tree))
+        if self.kept and (rows == 1 or len(self.kept[1]) > MOVED or self.cache.crowded(length, rows)):
+            self.settle()
         columns = self.cache.prepare(length, rows)
         self.copied.wait()  # mostly over already: whoever has read the last step's logits has waited for more
         self.fill(self.host, rows, int(text[0]), tree, length, position)
+        self.host.moves[:] = 0
+        if self.kept:
+            start, path = self.kept
+            self.host.moves[:, : len(path)] = path, range(len(path))
+            self.host.moves[:, : len(path)] += start - length
         self.there.buffer.copy_(self.host.buffer, non_blocking=True)
         self.copied.record()
         self.taken = 1 + len(tree)
@@ -220,29 +238,63 @@ class StaticStepper:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def run(self) -> Tensor:
-        """Run the step: float[1 + n, vocabulary], the logits after the token and each node, until the next step."""
+    def run(self, select: bool = False) -> Tensor:
+        """Run the step: float[1 + n, vocabulary], the logits after the token and each node, until the next step.
+
+        With `select`, `likeliest` will be asked for.
+        """
         self.program()
+        self.kept = None
+        self.read_selected.drop()
+        if self.queues:
+            self.read_best.begin(self.best[: self.taken])
+            if select:
+                with suppress(Exception):  # raised again where they are asked for: there it costs drafts, here the text
+                    self._begin_selection()
         return self._logits(self.taken)
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def likeliest(self) -> tuple[Tensor, Tensor]:
-        """The likeliest tokens of the rows of the step just run, see `likeliest`; until the next step."""
-        rows = padded(self.taken)
-        self.selections[rows]()
-        return self.selected[rows]
+    def most_likely(self, logits: Tensor, rows: slice) -> list[int]:
+        """The most likely token of each of those rows of the step just run; waits for it."""
+        if not self.queues:
+            return most_likely(logits[rows])
+        tokens: list[int] = self.read_best.wait()[0][rows].tolist()
+        return tokens
+
+    def likeliest(self, logits: Tensor) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """The likeliest tokens of each row of the step just run, see `likeliest`; waits for them."""
+        if not self.read_selected.begun:
+            self._begin_selection()
+        tokens, scores = self.read_selected.wait()
+        return tokens, scores
 
     @torch.inference_mode(False)
     @torch.no_grad()
+    def _begin_selection(self) -> None:
+        rows = padded(self.taken)
+        self.selections[rows]()
+        self.read_selected.begin(*(each[: self.taken] for each in self.selected[rows]))
+
     def keep(self, length: int, path: list[int]) -> None:
-        """Keep the first `length` tokens and, of the tree just forwarded, the nodes on `path`."""
-        self.cache.keep(length, path)
+        """Keep the first `length` tokens and, of the tree just forwarded, the nodes on `path`.
+
+        They are moved to the slots behind those by the next step, or by `settle`.
+        """
+        if path and path[-1] != len(path) - 1:
+            self.kept = length, path
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Move what was kept to its slots now."""
+        if self.kept:
+            self.cache.keep(*self.kept)
+            self.kept = None
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def end(self, growing: GrowingCache, length: int, copy: bool = True) -> None:
         """Give the text, of `length` tokens, back: a copy of it, or with the buffers that it is in."""
+        self.settle()
         self.cache.store(growing, length, copy)
 
     def drop(self) -> None:
@@ -276,6 +328,8 @@ class StaticStepper:
         """The step for such inputs, as far as it can be compiled and captured; tried on the inputs that are there."""
         eager = partial(self._run, self.unfused, rows, columns)
         eager()
+        self.there.moves.zero_()  # they are done, and the step will be run again
+        self.kept = None
         if self.kind == "compiled" and not self.programs:
             name = type(self.model()).__name__
             say_once(f'{name}: compiling its step, which takes seconds to minutes; step="captured" does without')
@@ -333,8 +387,11 @@ class StaticStepper:
     def _run(self, forward: Callable[..., Tensor], rows: int, columns: tuple[int, ...]) -> None:
         logits = self.forward(forward, self.there, rows, columns)
         if self.logits is None:
+            self.best = torch.empty(self.rows, dtype=torch.int64, device=logits.device)
             self.logits = logits.new_empty((self.rows, logits.shape[-1]))
         self._logits(rows).copy_(logits)
+        if self.queues:  # on a CPU torch's is slow
+            torch.argmax(self._logits(rows), -1, out=self.best[:rows])
 
     def forward(self, forward: Callable[..., Tensor], inputs: Inputs, rows: int, columns: tuple[int, ...]) -> Tensor:
         """The logits of a step, by `fused_forward` or in its place; for `columns` see `StaticCache.prepare`."""
@@ -343,6 +400,8 @@ class StaticStepper:
             layout.ramp = layout.numbers[:width]
             layout.start = start
             layout.length = inputs.length
+        if rows > 1:
+            self.cache.move(inputs.moves, inputs.starts)
         views = {
             layer_type: (earliest[:rows], among[: rows * rows].view(rows, rows))
             for layer_type, earliest, among in zip(self.spans, inputs.earliest, inputs.among, strict=True)

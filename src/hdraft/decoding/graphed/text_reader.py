@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hdraft.decoding.graphed.fused import fused_forward
 from hdraft.decoding.graphed.static_step import StaticStepper, StepKind, difference
-from hdraft.decoding.likeliest import likeliest
+from hdraft.decoding.likeliest import likeliest, most_likely
 from hdraft.decoding.logs import logger
 from hdraft.drafting.tree import DraftTree
 
@@ -40,6 +40,7 @@ class TextReader:
     def prepare(self, text: npt.NDArray[np.int64], tree: DraftTree, length: int, position: int) -> float:
         """Take in the inputs of a pass, for `run`: see `StaticStepper.prepare`; `text` is all that follows."""
         stepper, whole = self.stepper, behind(text, tree)
+        stepper.settle()
         self.rows, self.asked = 1 + len(whole), 1 + len(tree)
         self.columns = stepper.cache.prepare(length, self.rows)
         host, self.inputs = stepper.make_inputs(self.rows)
@@ -49,17 +50,16 @@ class TextReader:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def run(self) -> Tensor:
+    def run(self, select: bool = False) -> Tensor:
         """Run the pass: float[1 + n, vocabulary], the logits after the last text token and after each node."""
         stepper = self.stepper
         step = self.inputs, self.rows, self.columns
         if stepper.reads:
-            self.logits = stepper.forward(partial(fused_forward, asked=self.asked), *step)
-            return self.logits
-        self.logits = stepper.forward(stepper.unfused, *step)[-self.asked :]
+            return stepper.forward(partial(fused_forward, asked=self.asked), *step)
+        logits = stepper.forward(stepper.unfused, *step)[-self.asked :]
         try:
             found = stepper.forward(partial(fused_forward, asked=self.asked), *step)
-            far = difference(found, self.logits)
+            far = difference(found, logits)
             stepper.reads = far is None
             reason = f"logits differ by {far or 0:.1g} of their spread"
         except Exception as error:  # whatever a kernel may raise means that it does not work
@@ -67,12 +67,17 @@ class TextReader:
             reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
         if not stepper.reads:
             logger.warning("prompts are read by transformers' layers and not by fused ones: %s", reason)
-            self.logits = stepper.forward(stepper.unfused, *step)[-self.asked :]  # with its keys and values
-        return self.logits
+            logits = stepper.forward(stepper.unfused, *step)[-self.asked :]  # with its keys and values
+        return logits
 
-    def likeliest(self) -> tuple[Tensor, Tensor]:
-        """The likeliest tokens of the rows of the pass just run, see `likeliest`."""
-        return likeliest(self.logits)
+    def most_likely(self, logits: Tensor, rows: slice) -> list[int]:
+        """The most likely token of each of those rows of a pass; waits for it."""
+        return most_likely(logits[rows])
+
+    def likeliest(self, logits: Tensor) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """The likeliest tokens of each row of a pass, see `likeliest`; waits for them."""
+        tokens, scores = likeliest(logits)
+        return tokens.numpy(force=True), scores.numpy(force=True)
 
     def keep(self, length: int, path: list[int]) -> None:
         """Keep the first `length` tokens and, of the tree just forwarded, the nodes on `path`."""
