@@ -38,7 +38,7 @@ from hdraft.demo import SMOLLM2
 from hdraft.evaluation.machine import machine
 
 CONCURRENCY = (1, 8, 32)
-SHARE = {1: 4}  # of the prompts, at this concurrency: one in so many
+SHARE = {1: 8, 8: 2}  # of the prompts, at this concurrency: one in so many, as the others take as long
 PROPOSER = "hdraft.engines.vllm.HierarchyProposer"
 D_M = {"model_database": str(SMOLLM2 / "database")}
 
@@ -230,7 +230,7 @@ def main() -> None:
         "--json", metavar="FILE", type=Path, required=True, help="written after each part, and gone on from"
     )
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
-    parser.add_argument("--prompts", type=int, default=160, help="of a round; a quarter of them at a concurrency of 1")
+    parser.add_argument("--prompts", type=int, default=160, help="of a round at a concurrency of 32; fewer at others")
     parser.add_argument("--new-tokens", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=8, help="num_speculative_tokens")

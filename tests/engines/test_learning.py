@@ -55,6 +55,25 @@ def test_outputs_are_learnt_without_being_waited_for_in_the_order_in_which_they_
     assert len(documents(ours)) == 30
 
 
+def test_without_a_folder_it_sleeps_once_it_has_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning, "INTERVAL", 0.05)  # after which it would be time to write
+    tries: list[float] = []
+    attempt = Learner._try
+
+    def noted(self: Learner, only_if_due: bool = False) -> bool:
+        tries.append(time.monotonic())
+        return attempt(self, only_if_due)
+
+    monkeypatch.setattr(Learner, "_try", noted)
+    ours = drafter()
+    learner = Learner(ours)
+    learner.take(OUTPUT)
+    wait_for(lambda: len(documents(ours)) == 1)
+    time.sleep(0.5)
+    assert len(tries) == 1
+    learner.close()
+
+
 def test_ids_outside_the_vocabulary_are_left_out_and_the_rest_is_learnt() -> None:
     ours = drafter()
     learner = Learner(ours)

@@ -71,7 +71,8 @@ class Learner:
             except NotCompiledError:
                 self._waiting.extendleft(reversed(outputs))
                 raise
-            self._unsaved_since = self._unsaved_since or time.monotonic()
+            if self._folder is not None:
+                self._unsaved_since = self._unsaved_since or time.monotonic()
 
     def close(self) -> None:
         """Learn and write what is waiting; nothing is learnt afterwards."""
