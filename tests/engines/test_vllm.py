@@ -8,6 +8,7 @@ import weakref
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -436,6 +437,20 @@ def test_a_draft_token_costs_what_its_place_delays_the_others() -> None:
         step(load, 8, drafted, 16)
     rate = 16 / (0.01 + 0.0001 * (8 + 24))
     assert load.price(8) == pytest.approx(0.0001 * rate, rel=0.1)
+
+
+def test_on_a_processor_a_place_costs_more_until_steps_have_told() -> None:
+    assert Load(6, on_processor=True).price(32) > 0.9
+    assert 0.01 < Load(6, on_processor=True).price(1) < 0.5
+    load = Load(6, on_processor=True)
+    for drafted in [0, 16, 32, 48] * 60:
+        step(load, 8, drafted, 16)
+    rate = 16 / (0.01 + 0.0001 * (8 + 24))
+    assert load.price(8) == pytest.approx(0.0001 * rate, rel=0.15)
+    config = vllm_config(8)
+    assert HierarchyProposer(config)._batch.load.price(32) < 0.5  # type: ignore[union-attr]
+    config.device_config = SimpleNamespace(device_type="cpu")
+    assert HierarchyProposer(config)._batch.load.price(32) > 0.9  # type: ignore[union-attr]
 
 
 def test_drafting_rests_where_it_does_not_pay_and_is_tried_again() -> None:

@@ -44,6 +44,7 @@ class BatchDrafter:
         min_match: how many of a row's last tokens must have occurred before in this order, for a draft.
         folder: where what is learnt is kept; see `Learner`. It learns if the drafter is to `learn`.
         threads: to draft on; by default, two where there are two processors.
+        on_processor: whether the model runs on one, and so on the same.
 
     Raises:
         DatabaseError: the folder cannot be used.
@@ -59,9 +60,10 @@ class BatchDrafter:
         min_match: int = 1,
         folder: str | os.PathLike[str] | None = None,
         threads: int | None = None,
+        on_processor: bool = False,
     ) -> None:
         self.drafter = drafter
-        self.load = Load(longest)
+        self.load = Load(longest, on_processor)
         self.learner = Learner(drafter, folder) if drafter.learn else None
         self.failed = False
         self._longest, self._max_length = longest, max_length

@@ -16,7 +16,7 @@ from hdraft.drafting.kernel_cache import NotCompiledError, loading_only
 INTERVAL = 60.0
 """The seconds from what is learnt to when it is in the folder, at most."""
 
-_REST = 20.0  # times of what learning took, until it learns again
+_REST = 50.0  # times of what learning took, until it learns again
 _WAITING = 4096  # outputs, where learning cannot keep up: the oldest are left out
 _NOT_YET = 1.0  # seconds between attempts to learn while kernels are being compiled
 
@@ -27,7 +27,7 @@ class Learner:
     """Lets a drafter's D_m learn, on a thread of its own.
 
     To take an output in costs a copy of all that D_m has learned. So what has come meanwhile is taken in together, and
-    the thread rests for twenty times as long as that took: a twentieth of one processor at most, whatever is learnt.
+    the thread rests for fifty times as long as that took: a fiftieth of one processor at most, whatever is learnt.
 
     Args:
         drafter: what learns. Its requests' experience is kept too.

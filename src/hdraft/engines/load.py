@@ -5,25 +5,28 @@ from hdraft.drafting.costs import StepCosts
 _FORGET = 0.98  # of a rate, from one step to the next
 _TRIAL = 8  # steps that drafting is tried for, before it rests for …
 _REST = 256  # … so many
-_SIZES = (0, 1, 4, 16, 64, 256, 1024)  # numbers of tokens of a step, of which the costs are learnt
+_SIZES = (0, 1, 4, 16, 64, 256, 1024)  # numbers of tokens of a step, of which the costs are learnt …
+_ON_PROCESSOR = (1.0, 1.02, 1.1, 2.2, 8.0, 32.0, 128.0)  # … which begin with these where a processor computes
 
 
 class Load:
     """The costs of draft tokens and the gains of drafting, as the last steps tell.
 
     What steps over so many tokens of all rows take is learnt by `StepCosts`; to begin with, one over 64 more counts as
-    twice as long. Tokens that are emitted at a rate of rho a second are worth 1 / rho seconds each, so a draft token is
-    worth its place while its probability exceeds rho times the seconds that it adds. Drafting as a whole pays while
-    what was accepted is worth more than the place that it took and the time that finding it took; where it is not, it
-    rests, and is tried again later. Rates and gains are kept for batches of about one size.
+    twice as long, or on a processor one over 8. Tokens that are emitted at a rate of rho a second are worth 1 / rho
+    seconds each, so a draft token is worth its place while its probability exceeds rho times the seconds that it adds.
+    Drafting as a whole pays while what was accepted is worth more than the place that it took and the time that finding
+    it took; where it is not, it rests, and is tried again later. Rates and gains are kept for batches of about one
+    size.
 
     Args:
         longest: the most draft tokens of a row.
+        on_processor: whether the model runs on one.
     """
 
-    def __init__(self, longest: int) -> None:
+    def __init__(self, longest: int, on_processor: bool = False) -> None:
         self._longest = longest
-        self._costs = StepCosts([1 + n / 64 for n in _SIZES], _SIZES)
+        self._costs = StepCosts(_ON_PROCESSOR if on_processor else [1 + n / 64 for n in _SIZES], _SIZES)
         self._batches: dict[int, Rates] = {}  # by the size of the batch, in powers of two
 
     def batch(self, rows: int) -> "Rates":

@@ -135,6 +135,7 @@ class HierarchyProposer:
             max_batch=settings.max_batch,
             min_match=settings.min_match,
             folder=folder,
+            on_processor=getattr(getattr(vllm_config, "device_config", None), "device_type", None) == "cpu",
         )
         if settings.learn and adapters:
             _log.warning("hdraft is not told which adapter a request is for: what it learns is drafted for all of them")
