@@ -448,9 +448,9 @@ def test_on_a_processor_a_place_costs_more_until_steps_have_told() -> None:
     rate = 16 / (0.01 + 0.0001 * (8 + 24))
     assert load.price(8) == pytest.approx(0.0001 * rate, rel=0.15)
     config = vllm_config(8)
-    assert HierarchyProposer(config)._batch.load.price(32) < 0.5  # type: ignore[union-attr]
+    assert batch_of(HierarchyProposer(config)).load.price(32) < 0.5
     config.device_config = SimpleNamespace(device_type="cpu")
-    assert HierarchyProposer(config)._batch.load.price(32) > 0.9  # type: ignore[union-attr]
+    assert batch_of(HierarchyProposer(config)).load.price(32) > 0.9
 
 
 def test_drafting_rests_where_it_does_not_pay_and_is_tried_again() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hdraft.decoding.graphed.fused import fused_forward
 from hdraft.decoding.graphed.static_step import StaticStepper, StepKind, difference
-from hdraft.decoding.likeliest import likeliest, most_likely
+from hdraft.decoding.likeliest import FromLogits
 from hdraft.decoding.logs import logger
 from hdraft.drafting.tree import DraftTree
 
@@ -25,7 +25,7 @@ LONGEST = 1024
 """Rows of a pass; over more the device computes for longer than the host takes to launch transformers' layers."""
 
 
-class TextReader:
+class TextReader(FromLogits):
     """Runs passes over text and a tree behind it, for a `StaticStepper` with fused layers, which has the sequence.
 
     The first pass for a stepper is run by transformers' layers as well. Where they do not agree, or a kernel fails,
@@ -69,15 +69,6 @@ class TextReader:
             logger.warning("prompts are read by transformers' layers and not by fused ones: %s", reason)
             logits = stepper.forward(stepper.unfused, *step)[-self.asked :]  # with its keys and values
         return logits
-
-    def most_likely(self, logits: Tensor, rows: slice) -> list[int]:
-        """The most likely token of each of those rows of a pass; waits for it."""
-        return most_likely(logits[rows])
-
-    def likeliest(self, logits: Tensor) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-        """The likeliest tokens of each row of a pass, see `likeliest`; waits for them."""
-        tokens, scores = likeliest(logits)
-        return tokens.numpy(force=True), scores.numpy(force=True)
 
     def keep(self, length: int, path: list[int]) -> None:
         """Keep the first `length` tokens and, of the tree just forwarded, the nodes on `path`."""
