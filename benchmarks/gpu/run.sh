@@ -24,7 +24,7 @@ done
 [[ $limit =~ ^[0-9]+$ ]] || { echo "--seconds takes a whole number, not $limit" >&2; exit 2; }
 case $shape in
   tiny) dtype=float32 others='tiny-grouped' turns=6 tokens=48 prompts=1 ;;
-  llama-2-7b) dtype=float16 others='llama-3-8b qwen3-8b llama-2-13b' turns=40 tokens=128 prompts=3 ;;
+  llama-2-7b) dtype=float16 others='llama-3-8b qwen3-8b llama-2-13b' turns=24 tokens=256 prompts=3 ;;
   *) dtype=float16 others='' turns=40 tokens=128 prompts=3 ;;
 esac
 known="machine steps replay lossless lossless-experts precision $others bfloat16 compiled"
@@ -115,8 +115,9 @@ if [[ -n $drafts ]]; then
   wait "$drafting" || code=$?
   note 'kernels and databases' "$( ((code)) && echo "failed with $code: made in each part anew" || echo ready)" "$SECONDS"
 fi
-grant 165
-replayed replay 30 "$shape" "$dtype" captured --turns "$turns"
+grant 200
+replayed replay 30 "$shape" "$dtype" captured --turns "$turns" --plain-turns 3 \
+  --methods vanilla hd-63 hd-adaptive pld published transformers
 grant 110  # beside each other: no figure of theirs is a time
 start lossless 10 "$PYTHON" benchmarks/lossless.py --families dense --device "$device" --steps dynamic captured \
   --seconds $((granted * 6 / 7)) --json "$output/lossless.json"

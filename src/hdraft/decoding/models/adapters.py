@@ -54,5 +54,5 @@ def only_weights(model: PreTrainedModel) -> bool:
 
 
 def _variants(model: PreTrainedModel) -> list[Any]:
-    variants = (getattr(module, "lora_variant", None) or {} for module in modules_of(model))
+    variants = (vars(module).get("lora_variant") or {} for module in modules_of(model))
     return [variant for own in variants for variant in own.values()]

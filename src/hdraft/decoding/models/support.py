@@ -158,7 +158,7 @@ def places_left(model: PreTrainedModel, prompt_tokens: int) -> int | None:
 
 def scaled_modules(model: PreTrainedModel) -> list[nn.Module]:
     """The modules that hold the frequencies of dynamic NTK scaling."""
-    return [module for module in modules_of(model) if "dynamic" in str(getattr(module, "rope_type", ""))]
+    return [module for module in modules_of(model) if "dynamic" in str(vars(module).get("rope_type"))]
 
 
 def restore_frequencies(modules: Iterable[nn.Module]) -> None:

@@ -17,7 +17,7 @@ _ALL = (0.0, float("inf"))
 
 def limited_modules(model: PreTrainedModel) -> list[nn.Module]:
     """The modules that limit their time steps."""
-    return [module for module in modules_of(model) if tuple(getattr(module, "time_step_limit", None) or _ALL) != _ALL]
+    return [module for module in modules_of(model) if tuple(vars(module).get("time_step_limit") or _ALL) != _ALL]
 
 
 @contextmanager

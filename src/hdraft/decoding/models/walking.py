@@ -1,4 +1,7 @@
-"""A model's modules and parameters, without their names, which torch's own walk puts together each time."""
+"""A model's modules and parameters, without their names, which torch's own walk puts together each time.
+
+Of what few modules have, ask `vars(module)`: torch's lookup raises and formats an error for each that lacks it.
+"""
 
 from torch import nn
 
