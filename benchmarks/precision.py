@@ -81,8 +81,8 @@ def tree_logits(model: PreTrainedModel, step: StepKind, backend: SDPBackend | No
         target.keep([])
         with nullcontext() if backend is None else sdpa_kernel(backend):
             logits = target.forward(text[-1:], tree).float()
-        if target.stepper.kind != step:
-            raise RuntimeError(f"the step was {target.stepper.kind}")
+        if target.kind != step:
+            raise RuntimeError(f"the step was {target.kind}")
     target.close()
     return logits
 

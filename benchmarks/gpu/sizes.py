@@ -175,7 +175,7 @@ def profiled(model: PreTrainedModel, size: int, cached: int, step: StepKind) -> 
         once()
         if cuda:
             torch.cuda.synchronize(model.device)
-    kind = target.stepper.kind
+    kind = target.kind
     target.close()
     events = profiler.key_averages()
     own = [(event.count, getattr(event, f"self_{of}_time_total")) for event in events]

@@ -74,7 +74,7 @@ def time_decoding(
         parts.append(_parts(statistics))
         drafted.append(statistics.drafted)
         emitted.append(len(each.tokens))
-        kind = target.stepper.kind
+        kind = target.kind
     marks[-1], parts[-1] = _now(model), _parts(statistics)
     assert choice.tokens == choice.recorded
     return Timing(np.array(emitted), np.diff(drafted), np.diff(marks), np.diff(parts, axis=0), kind)

@@ -6,6 +6,7 @@ import re
 import sys
 import weakref
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from pkgutil import iter_modules
 from types import SimpleNamespace
@@ -466,6 +467,20 @@ def test_drafting_rests_where_it_does_not_pay_and_is_tried_again() -> None:
         step(load, 32, 60 if drafts else 0, 32 + (40 if drafts else 0), 0.002 if drafts else None)
     assert drafts
     assert load.batch(1).drafts()
+
+
+def test_drafting_is_tried_again_soon_at_first_and_seldom_later() -> None:
+    rates = Load(6).batch(8)
+
+    def rest(gain: float) -> int:
+        """Gain that much in a trial; the steps until drafting is tried again."""
+        for _ in range(8):
+            rates.gained(gain)
+        return next(steps for steps in count(1) if rates.drafts())
+
+    assert [rest(-0.001) for _ in range(6)] == [16, 32, 64, 128, 256, 256]
+    assert rest(0.1) == 1
+    assert rest(-0.1) == 16  # it had been worth it, and may soon be so again
 
 
 def test_it_needs_no_vllm() -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from hdraft.decoding.cache import GrowingCache
 from hdraft.decoding.graphed.static_step import StepKind
-from hdraft.decoding.likeliest import FromLogits
+from hdraft.decoding.likeliest import likeliest, most_likely
 from hdraft.decoding.logs import say_once
 from hdraft.decoding.models.compiling import is_compiled, uncompiled
 from hdraft.decoding.models.experts import decoding_kernels, most_rows
@@ -25,7 +25,7 @@ _FEW = 16
 """Tokens of text whose logits cost little, though only the last is asked for."""
 
 
-class GrowingStepper(FromLogits):
+class GrowingStepper:
     """Runs passes over any text and tree, one operation after the other, as `model.generate` does.
 
     Attributes:
@@ -96,6 +96,15 @@ class GrowingStepper(FromLogits):
             outputs = self.model(**inputs, use_cache=True, return_dict=True)
         logits: Tensor = outputs.logits[0, -self._asked :]
         return logits
+
+    def most_likely(self, logits: Tensor, rows: slice) -> list[int]:
+        """The most likely token of each of those rows of a pass; waits for it."""
+        return most_likely(logits[rows])
+
+    def likeliest(self, logits: Tensor) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """The likeliest tokens of each row of a pass, see `likeliest`; waits for them."""
+        tokens, scores = likeliest(logits)
+        return tokens.numpy(force=True), scores.numpy(force=True)
 
     def keep(self, length: int, path: list[int]) -> None:
         """Keep the first `length` tokens and, of the tree just forwarded, the nodes on `path`, in ascending order."""

@@ -1,7 +1,5 @@
 """The target's most likely next tokens in each row of a step: its choice, and what a drafter may recycle."""
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -37,16 +35,3 @@ def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
     values, places = likely.topk(WIDTH)
     tokens = best.gather(1, places // _BLOCK) * _BLOCK + places % _BLOCK
     return tokens.to(torch.int32), values - likely.logsumexp(-1, keepdim=True)
-
-
-class FromLogits:
-    """What is likely after a pass, found in its logits when it is asked for."""
-
-    def most_likely(self, logits: Tensor, rows: slice) -> list[int]:
-        """The most likely token of each of those rows of a pass; waits for it."""
-        return most_likely(logits[rows])
-
-    def likeliest(self, logits: Tensor) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-        """The likeliest tokens of each row of a pass, see `likeliest`; waits for them."""
-        tokens, scores = likeliest(logits)
-        return tokens.numpy(force=True), scores.numpy(force=True)

@@ -94,7 +94,7 @@ def draft_and_verify(
 
             text = np.array(tokens[-1:])
             sources = [Source(source) for source in tree.sources[nodes].tolist()]
-            stats.add(tokens, sources, len(tree), target.stepper.kind)
+            stats.add(tokens, sources, len(tree), target.kind)
             if chains is not None:
                 chains.record(target.rows - 1, len(tokens))
             watch.lap()
@@ -120,7 +120,7 @@ def _prefill(target: Target, text: Ids, chunk: int | None, watch: Stopwatch) -> 
         target.forward(text[:chunk])
         watch.lap("inputs", until=target.inputs_ready)
         watch.lap("model")
-        watch.stats.add([], [], 0, target.stepper.kind)
+        watch.stats.add([], [], 0, target.kind)
         text = text[chunk:]
         yield Emitted([], [], False, NO_DRAFT, [], None)
         watch.skip()

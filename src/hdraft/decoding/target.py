@@ -65,6 +65,7 @@ class Target:
         growing: runs the prompt's passes and dynamic steps.
         static: where static steps are taken; None where steps are dynamic.
         stepper: ran the last pass, and holds the sequence.
+        kind: how it was run.
         inputs_ready: when the inputs of the last pass were ready, as `perf_counter` tells it.
         seconds_preparing: what the last pass spent on compiling and capturing.
     """
@@ -131,7 +132,8 @@ class Target:
         self.may_restart = not prefills_in_chunks
         self.growing = GrowingStepper(model, self.cache, self.device, extras or {})
         self.static: StaticSequence | None = None
-        self.stepper: GrowingStepper | StaticStepper | TextReader = self.growing
+        self.stepper: GrowingStepper | StaticStepper = self.growing
+        self.kind: StepKind = "dynamic"
         self.seconds_preparing = 0.0
         if step != "dynamic":
             if (obstacle := self._obstacle()) is None:
@@ -281,13 +283,14 @@ class Target:
                 self._of_prompt = {}
             else:
                 self.growing.prepare(text, tree, self._positions(m, tree), self._mask(m, tree))
-            self.stepper, self.seconds_preparing = self.growing, 0.0
+            self.stepper, self.kind, self.seconds_preparing = self.growing, "dynamic", 0.0
             reached = self.length - self.lag
             self.mixes_frequencies |= any(0 < reached <= limit.positions < reached + m for limit in self.rotary_limits)
             self.restore()  # other requests may run between two steps of a stream
         else:
-            self.stepper = static
             self.seconds_preparing = static.prepare(text, tree, self.length, self._position())
+            self.stepper = static.stepper if isinstance(static, TextReader) else static
+            self.kind = static.kind
         if len(self.cache.states):
             self.cache.states.thaw()
             if len(tree):

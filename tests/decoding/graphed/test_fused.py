@@ -123,16 +123,16 @@ def begun(name):
 
 
 def reading(monkeypatch):
-    """What runs each pass from now on, in order, and how many rows."""
+    """What reads each text from now on, in order."""
     passes = []
     for stepper in (text_reader.TextReader, growing.GrowingStepper):
-        run = stepper.run
+        prepare = stepper.prepare
 
-        def note(self, select, run=run):
+        def note(self, *arguments, prepare=prepare):
             passes.append(type(self).__name__)
-            return run(self, select)
+            return prepare(self, *arguments)
 
-        monkeypatch.setattr(stepper, "run", note)
+        monkeypatch.setattr(stepper, "prepare", note)
     return passes
 
 
@@ -143,13 +143,13 @@ def test_a_prompt_behind_the_first_request_is_read_by_fused_layers(name, length,
     for seed in range(2):
         compare(model, prompt(length, seed), {"do_sample": seed == 1}, new=6, step="static")
     assert passes == ["TextReader"] * 2
-    assert static._idle[model].reads
+    assert static._idle[model].reader.works
 
 
 def test_what_a_fused_prompt_does_not_serve_is_read_by_transformers(monkeypatch):
     model = begun("llama")
     passes = reading(monkeypatch)
-    monkeypatch.setattr("hdraft.decoding.graphed.static_sequence.LONGEST", 15)
+    monkeypatch.setattr("hdraft.decoding.graphed.static_sequence.ROWS", (15,))
     compare(model, prompt(40), {}, new=3, step="static")
     compare(model, prompt(8), {"prefill_chunk_size": 4}, new=3, step="static")
     mask = torch.ones_like(prompt(8))
@@ -186,3 +186,32 @@ def test_prompts_that_fused_layers_read_otherwise_are_read_by_transformers(wrong
     assert passes == ["TextReader", "GrowingStepper"]
     assert caplog.text.count("prompts are read by transformers' layers and not by fused ones") == 1
     assert static._idle[model].fused
+
+
+def test_a_prompt_of_a_size_that_was_met_before_is_read_by_one_captured_program(monkeypatch):
+    captured = []
+    monkeypatch.setattr(text_reader, "capture", lambda run, *_: captured.append(run.args[1]) or run)
+    model = begun("llama")
+    static._idle[model].kind = "captured"  # as on a GPU: Triton's interpreter cannot be recorded
+    seen = []
+    for length in (20, 40, 70, 30, 64, 128):
+        statistics = hdraft.Statistics()
+        expected = model.generate(prompt(length), max_new_tokens=4)
+        tokens = hdraft.generate(model, prompt(length), None, max_new_tokens=4, step="captured", statistics=statistics)
+        assert tokens.tolist() == expected.tolist()
+        seen.append(captured.copy())
+    assert seen == [[], [64], [64], [64], [64], [64, 128]]
+    assert set(static._idle[model].reader.programs) == {64, 128}
+
+
+def test_prompts_that_cannot_be_captured_are_read_all_the_same(monkeypatch, caplog):
+    def refused(run, *_):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(text_reader, "capture", refused)
+    model = begun("llama")
+    static._idle[model].kind = "captured"
+    for seed in range(4):
+        compare(model, prompt(20, seed), {}, new=4, step="captured")
+    assert caplog.text.count("passes over prompts are not captured: RuntimeError: operation not permitted") == 1
+    assert static._idle[model].reader.works

@@ -45,7 +45,12 @@ def can_fuse(model: PreTrainedModel) -> bool:
 
 
 def fused_forward(
-    model: PreTrainedModel, cache: StaticCache, ids: Tensor, positions: Tensor, views: Views, asked: int | None = None
+    model: PreTrainedModel,
+    cache: StaticCache,
+    ids: Tensor,
+    positions: Tensor,
+    views: Views,
+    asked: Tensor | None = None,
 ) -> Tensor:
     """The logits of a step's rows; their keys and values are written to the slots from each layout's `start` on.
 
@@ -54,7 +59,7 @@ def fused_forward(
         cache: holds the text before the step.
         ids, positions: int64[rows].
         views: what rows may look at.
-        asked: of how many rows, the last ones, the logits are asked for; None for all.
+        asked: int64[asked], the rows whose logits are asked for; None for all.
 
     Returns:
         float[asked, vocabulary].
@@ -83,7 +88,7 @@ def fused_forward(
         normed, total = rms_norm(attention.o_proj(looked_up), *_norm(layer.post_attention_layernorm), total)
         activated = silu_times(mlp.gate_proj(normed), mlp.up_proj(normed))
         normed, total = rms_norm(mlp.down_proj(activated), *_norm(after), total)
-    logits: Tensor = model.lm_head(normed if asked is None else normed[-asked:])
+    logits: Tensor = model.lm_head(normed if asked is None else normed[asked])
     return logits
 
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from hdraft.decoding.cache import GrowingCache
 from hdraft.decoding.graphed.static_step import StaticStepper, StepKind, acquire, padded, release
-from hdraft.decoding.graphed.text_reader import LONGEST, TextReader
+from hdraft.decoding.graphed.text_reader import ROWS, TextReader
 from hdraft.decoding.masks import Span
 
 AHEAD = 4096
@@ -58,17 +58,19 @@ class StaticSequence:
         That is a stepper that an earlier request has left, as the shapes of layers are known there and its kernels
         have been tried; None where there is none.
         """
-        if rows > LONGEST:
+        if rows > ROWS[-1]:
             return None
         capacity, most = self._capacity(length + rows), 1 + self.budget
         stepper = acquire(self.model, self.cache, self.spans, capacity + padded(most), most, self.kind, make=False)
         if stepper is None:
             return None
-        if not stepper.fused or stepper.reads is False or not stepper.cache.fits(length, rows):
+        if stepper.fused and stepper.reader is None:
+            stepper.reader = TextReader(stepper)
+        if not stepper.fused or stepper.reader is None or not stepper.reader.fits(length, rows):
             release(stepper)
             return None
         self._begin(stepper)
-        return TextReader(stepper)
+        return stepper.reader
 
     def _capacity(self, length: int) -> int:
         return min(length + max(length, AHEAD), self.max_length)

@@ -17,7 +17,7 @@ from contextlib import nullcontext, suppress
 from functools import partial
 from time import perf_counter
 from types import FunctionType
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 from weakref import WeakKeyDictionary, ref
 
 import numpy as np
@@ -48,6 +48,9 @@ from hdraft.decoding.models.experts import decoding_kernels, most_rows
 from hdraft.decoding.models.names import cache_argument
 from hdraft.decoding.models.support import tolerance
 from hdraft.drafting.tree import DraftTree
+
+if TYPE_CHECKING:
+    from hdraft.decoding.graphed.text_reader import TextReader
 
 StepKind = Literal["compiled", "captured", "static", "dynamic"]
 """How a decoding step is run: a static step compiled by torch and captured as a CUDA graph; captured alone; run one
@@ -96,6 +99,7 @@ class Inputs(NamedTuple):
     length: Any  # int64[1], tokens before the step
     starts: Any  # int64[layouts], the slot of the step's first row
     moves: Any  # int64[2, MOVED], slots to be copied from and to before, counted from there
+    asked: Any  # int64[1], the first row whose logits are asked for: of a step, row 0
     tokens: Any  # int64[rows]
     positions: Any  # int64[rows]
     earliest: Any  # int64[masks, rows], see `padded_rows` …
@@ -103,13 +107,14 @@ class Inputs(NamedTuple):
 
 
 def _inputs(buffer: Any, numbers: Any, flags: Any, rows: int, masks: int, layouts: int) -> Inputs:
-    begin = 1 + layouts + 2 * MOVED
+    begin = 2 + layouts + 2 * MOVED
     end = begin + 2 * rows
     return Inputs(
         buffer,
         length=numbers[:1],
         starts=numbers[1 : 1 + layouts],
-        moves=numbers[1 + layouts : begin].reshape(2, MOVED),
+        moves=numbers[1 + layouts : begin - 1].reshape(2, MOVED),
+        asked=numbers[begin - 1 : begin],
         tokens=numbers[begin : begin + rows],
         positions=numbers[begin + rows : end],
         earliest=numbers[end:].reshape(masks, rows),
@@ -124,7 +129,7 @@ class StaticStepper:
         capacity: the most tokens of a sequence, an unverified tree's included.
         rows: the most rows of a step.
         fused: whether steps run `fused_forward` in the place of the model's own.
-        reads: whether text of many tokens is read so too, see `TextReader`; None until that has been tried.
+        reader: prepares passes over text of many tokens, see `TextReader`; None until there has been one.
     """
 
     program: Program
@@ -162,7 +167,7 @@ class StaticStepper:
         self.capacity, self.rows = bucket(max(capacity, TOKENS)), padded(max(rows, 1 + BUDGET))
         self.kind = kind
         self.fused = kind != "compiled" and _unfused.get(model) != state and can_fuse(model)
-        self.reads: bool | None = None
+        self.reader: TextReader | None = None
         self.most_rows = most_rows(model)
         self.cache = StaticCache(growing, self.capacity, self.rows)
         self.programs: OrderedDict[tuple[int, ...], Program] = OrderedDict()
@@ -179,7 +184,7 @@ class StaticStepper:
     def make_inputs(self, rows: int) -> tuple[Inputs, Inputs]:
         """Buffers for the inputs of steps of up to so many rows: the host's, in NumPy's arrays, and the device's."""
         layouts, masks = len(self.cache.layouts), len(self.spans)
-        split = 8 * (1 + layouts + 2 * MOVED + (2 + masks) * rows)
+        split = 8 * (2 + layouts + 2 * MOVED + (2 + masks) * rows)
         size = split + masks * rows**2
         host = torch.zeros(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         there = torch.zeros(size, dtype=torch.uint8, device=self.device)
@@ -222,19 +227,23 @@ class StaticStepper:
             self.host.moves[:, : len(path)] += start - length
         self.there.buffer.copy_(self.host.buffer, non_blocking=True)
         self.copied.record()
-        self.taken = 1 + len(tree)
         if (program := self.programs.get(self._key(rows, columns))) is not None:
-            self.program = program
             self.programs.move_to_end(self._key(rows, columns))
+            self.take(program, 1 + len(tree))
             return 0.0
         began = perf_counter()
         if len(self.programs) == PROGRAMS:
             self.programs.popitem(last=False)
-        self.program = self._program(rows, columns)
-        self.programs[self._key(rows, columns)] = self.program
-        if rows not in self.selections:
-            self.selections[rows] = self._selection(rows)
+        program = self._program(rows, columns)
+        self.programs[self._key(rows, columns)] = program
+        self.take(program, 1 + len(tree))
         return perf_counter() - began
+
+    def take(self, program: Program, asked: int) -> None:
+        """Take in what `run` is to run, and how many rows of logits it will be asked for."""
+        self.program, self.taken = program, asked
+        if (rows := padded(asked)) not in self.selections:
+            self.selections[rows] = self._selection(rows)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -251,7 +260,7 @@ class StaticStepper:
             if select:
                 with suppress(Exception):  # raised again where they are asked for: there it costs drafts, here the text
                     self._begin_selection()
-        return self._logits(self.taken)
+        return self.logits_of(self.taken)
 
     def most_likely(self, logits: Tensor, rows: slice) -> list[int]:
         """The most likely token of each of those rows of the step just run; waits for it."""
@@ -334,14 +343,14 @@ class StaticStepper:
             name = type(self.model()).__name__
             say_once(f'{name}: compiling its step, which takes seconds to minutes; step="captured" does without')
         while self.fused or self.kind != "static":
-            expected = self._logits(rows).clone()
+            expected = self.logits_of(rows).clone()
             try:
                 unfused = partial(self._masked, self._compiled) if self.kind == "compiled" else self.unfused
                 run = partial(self._run, fused_forward if self.fused else unfused, rows, columns)
                 run()  # what is compiled is compiled before it is captured
                 program = run if self.kind == "static" else capture(run, self.device, self.pool)
                 program()
-                if (far := difference(self._logits(rows), expected)) is None:
+                if (far := difference(self.logits_of(rows), expected)) is None:
                     return program
                 reason = f"logits differ by {far:.1g} of their spread"
             except torch.OutOfMemoryError:
@@ -366,7 +375,7 @@ class StaticStepper:
             return select
 
     def _select(self, rows: int) -> None:
-        self.selected[rows] = likeliest(self._logits(rows))
+        self.selected[rows] = likeliest(self.logits_of(rows))
 
     def _fall_back(self, reason: str) -> None:
         model = cast(PreTrainedModel, self.model())
@@ -381,17 +390,22 @@ class StaticStepper:
         self.pool = graph_pool(self.device)
         logger.warning("%s: steps are %s and not %s: %s", type(model).__name__, self.kind, failed, reason)
 
-    def _logits(self, rows: int) -> Tensor:
+    def logits_of(self, rows: int) -> Tensor:
+        """Of the last pass, those of the first rows that were asked for."""
         return cast(Tensor, self.logits)[:rows]
 
     def _run(self, forward: Callable[..., Tensor], rows: int, columns: tuple[int, ...]) -> None:
-        logits = self.forward(forward, self.there, rows, columns)
+        self.hold(self.forward(forward, self.there, rows, columns))
+
+    def hold(self, logits: Tensor) -> None:
+        """Write float[rows, vocabulary] to where `run` and what comes after it look for them."""
+        rows = len(logits)
         if self.logits is None:
             self.best = torch.empty(self.rows, dtype=torch.int64, device=logits.device)
             self.logits = logits.new_empty((self.rows, logits.shape[-1]))
-        self._logits(rows).copy_(logits)
+        self.logits_of(rows).copy_(logits)
         if self.queues:  # on a CPU torch's is slow
-            torch.argmax(self._logits(rows), -1, out=self.best[:rows])
+            torch.argmax(self.logits_of(rows), -1, out=self.best[:rows])
 
     def forward(self, forward: Callable[..., Tensor], inputs: Inputs, rows: int, columns: tuple[int, ...]) -> Tensor:
         """The logits of a step, by `fused_forward` or in its place; for `columns` see `StaticCache.prepare`."""
@@ -412,10 +426,17 @@ class StaticStepper:
             return forward(model, self.cache, inputs.tokens[:rows], inputs.positions[:rows], views)
 
     def unfused(
-        self, model: PreTrainedModel, cache: StaticCache, ids: Tensor, positions: Tensor, views: Views
+        self,
+        model: PreTrainedModel,
+        cache: StaticCache,
+        ids: Tensor,
+        positions: Tensor,
+        views: Views,
+        asked: Tensor | None = None,
     ) -> Tensor:
         """What `fused_forward` does, by the model's own layers."""
-        return self._masked(_forward, model, cache, ids, positions, views)
+        logits = self._masked(_forward, model, cache, ids, positions, views)
+        return logits if asked is None else logits[asked]
 
     def _masked(
         self,

@@ -5,74 +5,120 @@ over text is a step whose draft begins with the text and is accepted as far as t
 
     text 5 6 7, tree 8 9 behind it  |  the step over the token 5 with the chain 6 7 and below it the tree 8 9
 
-Its length differs each time, so it is run one kernel after the other, and not captured.
+It is padded to one of ten numbers of rows. When one is met for the second time, its pass is captured.
 """
 
+from collections.abc import Callable
 from functools import partial
+from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from hdraft.decoding.graphed.capture import Program, StreamEvent, capture, graph_pool
 from hdraft.decoding.graphed.fused import fused_forward
 from hdraft.decoding.graphed.static_step import StaticStepper, StepKind, difference
-from hdraft.decoding.likeliest import FromLogits
 from hdraft.decoding.logs import logger
 from hdraft.drafting.tree import DraftTree
 
-LONGEST = 1024
-"""Rows of a pass; over more the device computes for longer than the host takes to launch transformers' layers."""
+ROWS = (64, 128, 192, 256, 384, 512, 640, 768, 896, 1024)
+"""The numbers of rows that a pass is padded to. Over more, the device computes for longer than the host takes to launch
+transformers' layers."""
 
 
-class TextReader(FromLogits):
-    """Runs passes over text and a tree behind it, for a `StaticStepper` with fused layers, which has the sequence.
+class TextReader:
+    """Prepares passes over text and a tree behind it, which a `StaticStepper` with fused layers then runs.
 
     The first pass for a stepper is run by transformers' layers as well. Where they do not agree, or a kernel fails,
     text is left to those for good.
+
+    Attributes:
+        stepper: has the sequence, and runs what was prepared.
+        kind: how that is run: "captured", or "static".
+        works: whether fused layers agree with transformers'; None until that has been tried.
+        captures: whether a pass is captured that is met again.
     """
 
     kind: StepKind = "static"
 
     def __init__(self, stepper: StaticStepper) -> None:
         self.stepper = stepper
+        self.works: bool | None = None
+        self.captures = stepper.kind == "captured"
+        self.host, self.there = stepper.make_inputs(ROWS[-1])
+        self.copied = StreamEvent(stepper.device)
+        self.numbers = torch.arange(stepper.rows, device=stepper.device)
+        self.met: set[int] = set()
+        self.programs: dict[int, Program] = {}
 
-    def prepare(self, text: npt.NDArray[np.int64], tree: DraftTree, length: int, position: int) -> float:
-        """Take in the inputs of a pass, for `run`: see `StaticStepper.prepare`; `text` is all that follows."""
-        stepper, whole = self.stepper, behind(text, tree)
-        stepper.settle()
-        self.rows, self.asked = 1 + len(whole), 1 + len(tree)
-        self.columns = stepper.cache.prepare(length, self.rows)
-        host, self.inputs = stepper.make_inputs(self.rows)
-        stepper.fill(host, self.rows, int(text[0]), whole, length, position)
-        self.inputs.buffer.copy_(host.buffer, non_blocking=True)
-        return 0.0
+    def fits(self, length: int, rows: int) -> bool:
+        """Whether a pass over so many rows behind `length` tokens can be run."""
+        return self.works is not False and rows <= ROWS[-1] and self.stepper.cache.fits(length, _padded(rows))
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def run(self, select: bool = False) -> Tensor:
-        """Run the pass: float[1 + n, vocabulary], the logits after the last text token and after each node."""
-        stepper = self.stepper
-        step = self.inputs, self.rows, self.columns
-        if stepper.reads:
-            return stepper.forward(partial(fused_forward, asked=self.asked), *step)
-        logits = stepper.forward(stepper.unfused, *step)[-self.asked :]
-        try:
-            found = stepper.forward(partial(fused_forward, asked=self.asked), *step)
-            far = difference(found, logits)
-            stepper.reads = far is None
-            reason = f"logits differ by {far or 0:.1g} of their spread"
-        except Exception as error:  # whatever a kernel may raise means that it does not work
-            stepper.reads = False
-            reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
-        if not stepper.reads:
-            logger.warning("prompts are read by transformers' layers and not by fused ones: %s", reason)
-            logits = stepper.forward(stepper.unfused, *step)[-self.asked :]  # with its keys and values
-        return logits
+    def prepare(self, text: npt.NDArray[np.int64], tree: DraftTree, length: int, position: int) -> float:
+        """Take in the inputs of a pass, for `stepper.run`: see `StaticStepper.prepare`; `text` is all that follows."""
+        stepper, whole, began = self.stepper, behind(text, tree), perf_counter()
+        rows = _padded(1 + len(whole))
+        stepper.settle()
+        columns = stepper.cache.prepare(length, rows)
+        self.copied.wait()
+        stepper.fill(self.host, rows, int(text[0]), whole, length, position)
+        self.host.asked[0] = len(text) - 1
+        self.there.buffer.copy_(self.host.buffer, non_blocking=True)
+        self.copied.record()
+        program, seconds = self.programs.get(rows), 0.0
+        if program is None:
+            program = self._program(rows, columns, 1 + len(tree))
+            seconds = perf_counter() - began
+        self.kind = stepper.kind if rows in self.programs else "static"
+        stepper.take(program, 1 + len(tree))
+        return seconds
 
-    def keep(self, length: int, path: list[int]) -> None:
-        """Keep the first `length` tokens and, of the tree just forwarded, the nodes on `path`."""
-        self.stepper.keep(length, path)
+    def _program(self, rows: int, columns: tuple[int, ...], asked: int) -> Program:
+        """The pass for so many rows, captured if it was met before; tried on the inputs that are there."""
+        fused = partial(self._run, fused_forward, rows, columns)
+        if self.works is None:
+            unfused = partial(self._run, self.stepper.unfused, rows, columns)
+            unfused()
+            reason = self._differs(fused, asked)
+            self.works = reason is None
+            if reason is not None:
+                logger.warning("prompts are read by transformers' layers and not by fused ones: %s", reason)
+                return unfused
+        if rows not in self.met or not self.captures:
+            self.met.add(rows)
+            return fused
+        fused()
+        try:
+            program = capture(fused, self.stepper.device, self.stepper.pool)
+            reason = self._differs(program, asked)
+        except Exception as error:  # whatever a capture may raise means that there is none
+            self.stepper.pool = graph_pool(self.stepper.device)
+            reason = _in_short(error)
+        if reason is not None:
+            logger.warning("passes over prompts are not captured: %s", reason)
+            self.captures = False
+            return fused
+        self.programs[rows] = program
+        return program
+
+    def _run(self, forward: Callable[..., Tensor], rows: int, columns: tuple[int, ...]) -> None:
+        asked = (self.there.asked + self.numbers[:rows]).clamp_max(rows - 1)  # more than there are rows of logits
+        self.stepper.hold(self.stepper.forward(partial(forward, asked=asked), self.there, rows, columns))
+
+    def _differs(self, program: Program, asked: int) -> str | None:
+        """What is wrong with a program that should give the logits that are there; None if nothing is."""
+        expected = self.stepper.logits_of(asked).clone()
+        try:
+            program()
+        except Exception as error:  # whatever a kernel may raise means that it does not work
+            return _in_short(error)
+        far = difference(self.stepper.logits_of(asked), expected)
+        return None if far is None else f"logits differ by {far:.1g} of their spread"
 
 
 def behind(text: npt.NDArray[np.int64], tree: DraftTree) -> DraftTree:
@@ -88,3 +134,11 @@ def behind(text: npt.NDArray[np.int64], tree: DraftTree) -> DraftTree:
         parents=np.concatenate((np.arange(-1, chain - 1), tree.parents + chain)),
         depths=np.concatenate((np.arange(1, chain + 1), tree.depths + chain)),
     )
+
+
+def _padded(rows: int) -> int:
+    return next(size for size in ROWS if rows <= size)
+
+
+def _in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
