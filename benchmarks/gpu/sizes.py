@@ -236,7 +236,7 @@ def main() -> None:
             for rows in (1, SIZES[-1] + 1):
                 record["attention"] += measure_attention(model, rows, arguments.cached)
 
-        for measure in (sizes, profiles, attention):
+        for measure in (sizes, attention, profiles):
             try:
                 measure()
             except Exception as error:  # whatever befalls one, the others are measured
