@@ -1,5 +1,6 @@
 """How a sequence gets into the buffers of static steps, outgrows them, and gets out again."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -65,12 +66,14 @@ class StaticSequence:
         if stepper is None:
             return None
         if stepper.fused and stepper.reader is None:
-            stepper.reader = TextReader(stepper)
-        if not stepper.fused or stepper.reader is None or not stepper.reader.fits(length, rows):
+            with suppress(torch.OutOfMemoryError):
+                stepper.reader = TextReader(stepper)
+        reader = stepper.reader if stepper.fused else None
+        if reader is None or not reader.fits(length, rows):
             release(stepper)
             return None
         self._begin(stepper)
-        return stepper.reader
+        return reader
 
     def _capacity(self, length: int) -> int:
         return min(length + max(length, AHEAD), self.max_length)
