@@ -24,20 +24,24 @@ def test_nine_rounds_of_prompts_have_none_in_common(workload: str, comparison: M
 
 
 class Engines:
-    """Answers each part at once: drafting methods are twice as fast, and one `ngram` three times."""
+    """Answers each slice at once: drafting methods are twice as fast, and one `ngram` three times.
+
+    In every second slice of a round the machine is half as fast, for all methods.
+    """
 
     def __init__(self, arguments: Any) -> None:
-        self.texts: set[str] = set()
         self.methods: list[str] = []
+        self.began: list[bool] = []
+        self.slices: dict[str, int] = {}
 
-    def run(self, name: str, texts: list[str], concurrency: int) -> dict[str, Any]:
+    def run(self, name: str, texts: list[str], concurrency: int, begins: bool) -> dict[str, Any]:
         self.methods.append(name)
-        speed = 100.0 * {"none": 1, "ngram, 2 to 5": 3}.get(name, 2)
-        numbers = ("drafted_a_step", "milliseconds_a_step", "propose_microseconds_a_row", "propose_share")
-        outputs = [0 if name == "none" else int(i == 0) for i in range(len(texts))]
-        return {"outputs": outputs, "tokens": 7, "tokens_a_second": speed, "mean_accepted_tokens": 1.5} | dict.fromkeys(
-            numbers, 1.0
-        )
+        self.began.append(begins)
+        number = self.slices[name] = 0 if begins else self.slices[name] + 1
+        speed = {"none": 1, "ngram, 2 to 5": 3}.get(name, 2) / (1 + number % 2)
+        outputs = [int(name != "none" and begins and i == 0) for i in range(len(texts))]
+        drafting = [] if name == "none" else [(2, 6, 0.004), (2, 2, 0.002)]
+        return {"outputs": outputs, "tokens": 9, "seconds": 9 / speed, "steps": 3, "rows": 6, "drafting": drafting}
 
     def close(self) -> None:
         assert self.methods
@@ -54,14 +58,19 @@ def test_an_interrupted_comparison_goes_on_and_only_the_fastest_ngram_does(
     arguments = ("--model", tmp_path, "--json", file, "--prompts", 8, "--workloads", "mixed", "--concurrency", 1, 8)
     run(comparison, monkeypatch, *arguments, "--rounds", 1)
     first = json.loads(file.read_text(encoding="utf-8"))
-    methods = [name for name in comparison.METHODS if not name.startswith("suffix")]
-    assert made[0].methods in (methods * 2, list(comparison.METHODS) * 2)
+    methods = [name for name in comparison.METHODS if name != "suffix"]
+    taking_turns = [*methods, *methods, *methods[1:], methods[0], *methods[2:], *methods[:2]]  # 1 prompt, then 3 slices
+    assert made[0].methods == taking_turns or "suffix" in made[0].methods
+    assert made[0].began.count(True) == 2 * len({*made[0].methods})
     run(comparison, monkeypatch, *arguments, "--rounds", 2)
     second = json.loads(file.read_text(encoding="utf-8"))
     assert second["parts"][: len(first["parts"])] == first["parts"]
     assert {name for name in made[1].methods if name.startswith("ngram")} == {"ngram, 2 to 5"}
     row = next(row for row in second["figures"] if (row["method"], row["concurrency"]) == ("ngram, 2 to 5", 8))
-    assert row["throughput_over_none"] == 3.0 and row["rounds"] == 2 and row["outputs_as_without"] == "6 of 8"
+    assert row["throughput_of_each_slice"] == pytest.approx([3.0] * 6) and row["throughput_over_none"] == 3.0
+    assert row["rounds"] == 2 and row["outputs_as_without"] == "6 of 8"
+    assert row["mean_accepted_tokens"] == 1.5 and row["drafted_a_step"] == pytest.approx(24 / 18)
+    assert row["propose_microseconds_a_row"] == pytest.approx(1500.0)
     assert "hdraft, learning" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         run(comparison, monkeypatch, *arguments, "--new-tokens", 5)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hdraft.decoding.cache import GrowingCache
-from hdraft.decoding.graphed.static_step import StepKind
 from hdraft.decoding.likeliest import likeliest, most_likely
 from hdraft.decoding.logs import say_once
 from hdraft.decoding.models.compiling import is_compiled, uncompiled
@@ -31,8 +30,6 @@ class GrowingStepper:
     Attributes:
         compiled: whether the user has compiled the model; here it runs as it was before.
     """
-
-    kind: StepKind = "dynamic"
 
     def __init__(
         self, model: PreTrainedModel, cache: GrowingCache, device: torch.device, extras: Mapping[str, Any]

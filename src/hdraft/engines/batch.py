@@ -125,7 +125,7 @@ class BatchDrafter:
             except Exception:
                 self.report()
             if self.learner is not None:
-                self.learner.take(request.known[request.generated :])
+                self.learner.take(request.output)
 
     def report(self) -> None:
         """Log the exception that is being handled, if it is the first."""
@@ -200,6 +200,12 @@ class Request:
         text: its tokens so far, as the bytes of int32s, which are compared and sliced the fastest.
         generated: where in them what it generated begins.
 
+    >>> request = Request(np.array([5, 6, 7], np.int32).tobytes(), generated=2)
+    >>> request.goes_on_as(np.array([6, 7, 8], np.int32).tobytes(), 4, emitted=[8])
+    True
+    >>> request.known.tolist()
+    [5, 6, 7, 8]
+
     Attributes:
         absent: for the adapter, the calls since it was last in a row.
         session: its drafts come from; None as long as it rests.
@@ -207,7 +213,7 @@ class Request:
     """
 
     def __init__(self, text: bytes, generated: int) -> None:
-        self.text = text
+        self._text = bytearray(text)
         self.generated = generated
         self.absent = 0
         self.failed = False
@@ -217,19 +223,31 @@ class Request:
 
     @property
     def known(self) -> npt.NDArray[np.int32]:
-        """Its tokens: int32[length]."""
-        return np.frombuffer(self.text, np.int32)
+        """A copy of its tokens: int32[length]."""
+        return np.frombuffer(bytes(self._text), np.int32)
+
+    @property
+    def output(self) -> npt.NDArray[np.int32]:
+        """A copy of what it generated."""
+        return np.frombuffer(bytes(self._text[4 * self.generated :]), np.int32)
 
     @property
     def length(self) -> int:
         """How many tokens it has."""
-        return len(self.text) // 4
+        return len(self._text) // 4
 
-    def goes_on_as(self, text: bytes, emitted: list[int]) -> bool:
-        """Whether `text` is what it was known by, and what a step emitted behind it; if so, it is known by that."""
-        if len(text) - 4 * len(emitted) != len(self.text) or not text.startswith(self.text):
+    def goes_on_as(self, tail: bytes, length: int, emitted: list[int]) -> bool:
+        """Whether a text is what it was known by, and what a step emitted behind it; if so, it is known by that.
+
+        Args:
+            tail: the text's last tokens, as bytes: those emitted, and enough before them to tell it from others.
+            length: of the text, in tokens.
+            emitted: by the step.
+        """
+        new = len(tail) - 4 * len(emitted)
+        if length != self.length + len(emitted) or not self._text.endswith(tail[:new]):
             return False
-        self.text = text
+        self._text += tail[new:]
         if self.session is not None:
             self.new += emitted
         return True

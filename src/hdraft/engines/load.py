@@ -96,4 +96,5 @@ class Rates:
         """Whether to draft in this step."""
         if self._rest:
             self._rest -= 1
-        return not self._rest
+            return False
+        return True

@@ -11,8 +11,8 @@ together, and some calls are left out. So a row is known by its tokens. With tho
     0                         1 2 3 [4]          7 8 9 [5 6]      moved here from row 1: its session goes on
     1                         7 8 [9]            1 2 [3]          new: what row 0 was has ended
 
-A request goes on where its tokens, without those sampled last, are exactly the tokens that it was known by. What is
-drafted for it then is no matter of vLLM's: see `batch`.
+A request goes on where there are, without those sampled last, as many tokens as it was known by, and the last 256 are
+its own. What is drafted for it then is no matter of vLLM's: see `batch`.
 """
 
 import ast
@@ -40,6 +40,7 @@ TESTED = ("0.32", "0.33")
 RUNNER = "vllm.v1.worker.gpu_model_runner"
 """The module of the runner that makes the proposer and calls it."""
 
+_TAIL = 256  # tokens before those emitted, by which with its length a request is told from others: its text may be long
 _PATIENCE = 16  # calls that a request may be absent, as one is that the scheduler had no room for
 
 _log = logging.getLogger("vllm.hdraft")  # where vLLM's own handlers print it
@@ -190,18 +191,19 @@ class HierarchyProposer:
         self._requests = [None] * len(lengths)
         others: dict[int, bytes] = {}
         for row, sampled in enumerate(sampled_token_ids):
-            if sampled and len(sampled) <= lengths[row] <= token_ids.shape[1]:
-                text = token_ids[row, : lengths[row]].tobytes()
+            length = lengths[row]
+            if sampled and len(sampled) <= length <= token_ids.shape[1]:
+                tail = token_ids[row, max(0, length - len(sampled) - _TAIL) : length].tobytes()
                 request = left[row]
-                if request is not None and request.goes_on_as(text, sampled):
+                if request is not None and request.goes_on_as(tail, length, sampled):
                     self._requests[row], left[row] = request, None
                 else:
-                    others[row] = text
+                    others[row] = tail
         self._absent += filter(None, left)
         new = []
-        for row, text in others.items():
-            sampled = sampled_token_ids[row]
-            moved = next((request for request in self._absent if request.goes_on_as(text, sampled)), None)
+        for row, tail in others.items():
+            length, sampled = lengths[row], sampled_token_ids[row]
+            moved = next((request for request in self._absent if request.goes_on_as(tail, length, sampled)), None)
             if moved is None:
                 new.append(row)
                 continue
@@ -213,7 +215,8 @@ class HierarchyProposer:
         batch.end([request for request in self._absent if request.absent >= _PATIENCE])
         self._absent = [request for request in self._absent if request.absent < _PATIENCE]
         for row in new:
-            self._requests[row] = Request(others[row], lengths[row] - len(sampled_token_ids[row]))
+            text = token_ids[row, : lengths[row]].tobytes()
+            self._requests[row] = Request(text, lengths[row] - len(sampled_token_ids[row]))
 
     def _close(self) -> None:
         """The process ends: what requests have generated so far is learnt and kept."""

@@ -213,5 +213,5 @@ def test_prompts_that_cannot_be_captured_are_read_all_the_same(monkeypatch, capl
     static._idle[model].kind = "captured"
     for seed in range(4):
         compare(model, prompt(20, seed), {}, new=4, step="captured")
-    assert caplog.text.count("passes over prompts are not captured: RuntimeError: operation not permitted") == 1
+    assert caplog.text.count("a pass over a prompt is not captured: RuntimeError: operation not permitted") == 1
     assert static._idle[model].reader.works

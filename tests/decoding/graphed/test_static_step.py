@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from architectures import NEW, PROMPT, VOCABULARY, build
+from architectures import DEVICE, NEW, PROMPT, VOCABULARY, build
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import OracleDrafter
@@ -29,6 +29,8 @@ from hdraft.decoding.target import Target
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.drafting.methods import PublishedDrafter
 from hdraft.drafting.tree import DraftTree
+
+pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="a recording on the CPU stands for graphs here")
 
 
 @pytest.fixture

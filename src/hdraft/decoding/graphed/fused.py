@@ -59,10 +59,10 @@ def fused_forward(
         cache: holds the text before the step.
         ids, positions: int64[rows].
         views: what rows may look at.
-        asked: int64[asked], the rows whose logits are asked for; None for all.
+        asked: int64[n], the rows whose logits are asked for; None for all.
 
     Returns:
-        float[asked, vocabulary].
+        float[n, vocabulary].
     """
     from hdraft.decoding.graphed.kernels import rms_norm, rotate_and_store, silu_times
     from hdraft.decoding.graphed.tree_attention import as_bits, tree_attention

@@ -66,7 +66,7 @@ class StaticSequence:
         if stepper is None:
             return None
         if stepper.fused and stepper.reader is None:
-            with suppress(torch.OutOfMemoryError):
+            with suppress(RuntimeError):  # no memory, of the device or of the host
                 stepper.reader = TextReader(stepper)
         reader = stepper.reader if stepper.fused else None
         if reader is None or not reader.fits(length, rows):

@@ -99,7 +99,7 @@ class Inputs(NamedTuple):
     length: Any  # int64[1], tokens before the step
     starts: Any  # int64[layouts], the slot of the step's first row
     moves: Any  # int64[2, MOVED], slots to be copied from and to before, counted from there
-    asked: Any  # int64[1], the first row whose logits are asked for: of a step, row 0
+    first_asked: Any  # int64[1], the first row whose logits are asked for: of a step, row 0
     tokens: Any  # int64[rows]
     positions: Any  # int64[rows]
     earliest: Any  # int64[masks, rows], see `padded_rows` …
@@ -114,7 +114,7 @@ def _inputs(buffer: Any, numbers: Any, flags: Any, rows: int, masks: int, layout
         length=numbers[:1],
         starts=numbers[1 : 1 + layouts],
         moves=numbers[1 + layouts : begin - 1].reshape(2, MOVED),
-        asked=numbers[begin - 1 : begin],
+        first_asked=numbers[begin - 1 : begin],
         tokens=numbers[begin : begin + rows],
         positions=numbers[begin + rows : end],
         earliest=numbers[end:].reshape(masks, rows),
@@ -229,8 +229,7 @@ class StaticStepper:
         self.copied.record()
         if (program := self.programs.get(self._key(rows, columns))) is not None:
             self.programs.move_to_end(self._key(rows, columns))
-            self.take(program, 1 + len(tree))
-            return 0.0
+            return self.take(program, 1 + len(tree))
         began = perf_counter()
         if len(self.programs) == PROGRAMS:
             self.programs.popitem(last=False)
@@ -239,11 +238,14 @@ class StaticStepper:
         self.take(program, 1 + len(tree))
         return perf_counter() - began
 
-    def take(self, program: Program, asked: int) -> None:
-        """Take in what `run` is to run, and how many rows of logits it will be asked for."""
-        self.program, self.taken = program, asked
-        if (rows := padded(asked)) not in self.selections:
-            self.selections[rows] = self._selection(rows)
+    def take(self, program: Program, rows: int) -> float:
+        """Take in what `run` is to run, and of how many rows logits are asked for; the seconds of a first such time."""
+        self.program, self.taken = program, rows
+        if padded(rows) in self.selections:
+            return 0.0
+        began = perf_counter()
+        self.selections[padded(rows)] = self._selection(padded(rows))
+        return perf_counter() - began
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -416,6 +418,7 @@ class StaticStepper:
             layout.length = inputs.length
         if rows > 1:
             self.cache.move(inputs.moves, inputs.starts)
+            self.kept = None  # whatever befalls the rest of the step, they are not to be moved again
         views = {
             layer_type: (earliest[:rows], among[: rows * rows].view(rows, rows))
             for layer_type, earliest, among in zip(self.spans, inputs.earliest, inputs.among, strict=True)

@@ -38,7 +38,7 @@ class TextReader:
         stepper: has the sequence, and runs what was prepared.
         kind: how that is run: "captured", or "static".
         works: whether fused layers agree with transformers'; None until that has been tried.
-        captures: whether a pass is captured that is met again.
+        captures: whether passes can be captured, as far as is known.
     """
 
     kind: StepKind = "static"
@@ -46,7 +46,7 @@ class TextReader:
     def __init__(self, stepper: StaticStepper) -> None:
         self.stepper = stepper
         self.works: bool | None = None
-        self.captures = stepper.kind == "captured"
+        self.captures = True
         self.host, self.there = stepper.make_inputs(ROWS[-1])
         self.copied = StreamEvent(stepper.device)
         self.numbers = torch.arange(stepper.rows, device=stepper.device)
@@ -61,62 +61,72 @@ class TextReader:
     @torch.no_grad()
     def prepare(self, text: npt.NDArray[np.int64], tree: DraftTree, length: int, position: int) -> float:
         """Take in the inputs of a pass, for `stepper.run`: see `StaticStepper.prepare`; `text` is all that follows."""
-        stepper, whole, began = self.stepper, behind(text, tree), perf_counter()
+        stepper, whole, asked = self.stepper, behind(text, tree), 1 + len(tree)
         rows = _padded(1 + len(whole))
-        stepper.settle()
         columns = stepper.cache.prepare(length, rows)
         self.copied.wait()
         stepper.fill(self.host, rows, int(text[0]), whole, length, position)
-        self.host.asked[0] = len(text) - 1
+        self.host.first_asked[0] = len(text) - 1
         self.there.buffer.copy_(self.host.buffer, non_blocking=True)
         self.copied.record()
         program, seconds = self.programs.get(rows), 0.0
         if program is None:
-            program = self._program(rows, columns, 1 + len(tree))
+            began = perf_counter()
+            program = self._program(rows, columns, asked)
             seconds = perf_counter() - began
-        self.kind = stepper.kind if rows in self.programs else "static"
-        stepper.take(program, 1 + len(tree))
-        return seconds
+        self.kind = "captured" if rows in self.programs else "static"
+        return seconds + stepper.take(program, asked)
 
     def _program(self, rows: int, columns: tuple[int, ...], asked: int) -> Program:
         """The pass for so many rows, captured if it was met before; tried on the inputs that are there."""
         fused = partial(self._run, fused_forward, rows, columns)
-        if self.works is None:
-            unfused = partial(self._run, self.stepper.unfused, rows, columns)
-            unfused()
-            reason = self._differs(fused, asked)
-            self.works = reason is None
-            if reason is not None:
-                logger.warning("prompts are read by transformers' layers and not by fused ones: %s", reason)
-                return unfused
-        if rows not in self.met or not self.captures:
-            self.met.add(rows)
-            return fused
-        fused()
+        unfused = partial(self._run, self.stepper.unfused, rows, columns)
+        if rows in self.met:
+            return self._captured(fused, rows, asked) if self.captures and self.stepper.kind == "captured" else fused
+        reason = None
         try:
+            if self.works is None:
+                unfused()
+                reason = self._differs(fused, asked)
+            else:
+                fused()
+        except torch.OutOfMemoryError:
+            return unfused
+        except Exception as error:  # whatever a kernel may raise means that it does not work
+            reason = _in_short(error)
+        self.works = reason is None
+        if reason is not None:
+            logger.warning("prompts are read by transformers' layers and not by fused ones: %s", reason)
+            return unfused
+        self.met.add(rows)
+        return fused
+
+    def _captured(self, fused: Program, rows: int, asked: int) -> Program:
+        """A pass as a graph, or as it is where that cannot be had."""
+        try:
+            fused()
             program = capture(fused, self.stepper.device, self.stepper.pool)
             reason = self._differs(program, asked)
         except Exception as error:  # whatever a capture may raise means that there is none
             self.stepper.pool = graph_pool(self.stepper.device)
+            self.captures = isinstance(error, torch.OutOfMemoryError)  # there may be room another time
             reason = _in_short(error)
+        else:
+            self.captures = reason is None
         if reason is not None:
-            logger.warning("passes over prompts are not captured: %s", reason)
-            self.captures = False
+            logger.warning("a pass over a prompt is not captured: %s", reason)
             return fused
         self.programs[rows] = program
         return program
 
     def _run(self, forward: Callable[..., Tensor], rows: int, columns: tuple[int, ...]) -> None:
-        asked = (self.there.asked + self.numbers[:rows]).clamp_max(rows - 1)  # more than there are rows of logits
+        asked = (self.there.first_asked + self.numbers[:rows]).clamp_max(rows - 1)  # and those behind, as many as fit
         self.stepper.hold(self.stepper.forward(partial(forward, asked=asked), self.there, rows, columns))
 
     def _differs(self, program: Program, asked: int) -> str | None:
         """What is wrong with a program that should give the logits that are there; None if nothing is."""
         expected = self.stepper.logits_of(asked).clone()
-        try:
-            program()
-        except Exception as error:  # whatever a kernel may raise means that it does not work
-            return _in_short(error)
+        program()
         far = difference(self.stepper.logits_of(asked), expected)
         return None if far is None else f"logits differ by {far:.1g} of their spread"
 

@@ -271,7 +271,10 @@ if triton is not None:
             else:
                 other = (block - text) * BLOCK_N
                 base, limit = before + other, before + rows
-                seen = tl.load(bits + row * words + other // WORD, mask=known, other=0) >> other % WORD
+                # the compiler loads ahead, for blocks before these and behind them too: nothing but its bounds
+                # keeps such a load within the memory there is
+                word = tl.minimum(tl.maximum(other // WORD, 0), words - 1)
+                seen = tl.load(bits + row * words + word, mask=known, other=0) >> other % WORD
             column = base + offsets
             there = (column >= least) & (column < limit)
             key = tl.load(
