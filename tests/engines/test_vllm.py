@@ -220,6 +220,22 @@ def test_the_same_prompt_twice_is_two_requests() -> None:
     assert batch.accepted > 0
 
 
+def test_long_texts_that_end_alike_are_told_apart() -> None:
+    rng = np.random.default_rng(9)
+    tested = always(proposer(4 * WORDS))
+    batch = Batch(tested, 3)
+    common = phrases(rng, 0, 300)
+    beginnings, outputs = (20, 31, 31), (12, 40, 70)
+    for i, (beginning, output) in enumerate(zip(beginnings, outputs, strict=True)):
+        batch.add(Request([*phrases(rng, 1 + i, beginning), *common], phrases(rng, i, output)))
+    while any(batch.rows):
+        batch.step()
+        check(tested, batch)
+        for each in batch.finished():
+            batch.remove(each)
+    assert batch.accepted > 0
+
+
 def test_calls_that_are_left_out_near_the_longest_text_lose_nothing_but_their_drafts() -> None:
     rng = np.random.default_rng(6)
     tested = always(proposer(3 * WORDS, max_model_len=128))

@@ -264,7 +264,12 @@ def test_the_kernels_compile_for_an_h100(monkeypatch, tmp_path, dtype, size, row
         programs = 2 if size <= 128 else 1  # on a processor, which has 227 KB of shared memory
         assert compiled.metadata.shared <= 227 * 1024 // programs
         if kernel is module._attend:
-            assert "cp.async" in compiled.asm["ptx"]  # blocks are loaded ahead
+            assert "cp.async" in compiled.asm["ptx"]  # blocks are loaded ahead …
+            ahead = [branch.split("scf.yield")[0] for branch in compiled.asm["ttgir"].split("} else {")[1:]]
+            assert len(ahead) > 1
+            for branch in ahead:  # … and the bits for a tree's rows for blocks of text too, but from where bits are
+                least, most, load = (branch.find(each) for each in ("arith.maxsi", "arith.minsi", "tt.load"))
+                assert 0 < least < most < load
 
 
 @needs_gpu
