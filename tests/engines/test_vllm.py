@@ -470,6 +470,14 @@ def test_on_a_processor_a_place_costs_more_until_steps_have_told() -> None:
     assert batch_of(HierarchyProposer(config)).load.price(32) > 0.9
 
 
+def test_a_size_is_tried_by_a_step_of_about_that_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = Load(8)
+    assert load.terms(32) == (load.price(32), 8)
+    monkeypatch.setattr(load._costs, "explore", lambda most: min(64, most))
+    assert [load.terms(rows) for rows in (32, 20, 8, 4)] == [(0.0, 1), (0.0, 3), (0.0, 7), (0.0, 8)]
+    assert load.terms(64) == (load.price(64), 8)
+
+
 def test_drafting_rests_where_it_does_not_pay_and_is_tried_again() -> None:
     load = Load(6)
     drafted = 0

@@ -66,7 +66,7 @@ class BatchDrafter:
         self.load = Load(longest, on_processor)
         self.learner = Learner(drafter, folder) if drafter.learn else None
         self.failed = False
-        self._longest, self._max_length = longest, max_length
+        self._max_length = max_length
         self._max_batch, self._min_match = max_batch, min_match
         self._threads = Threads(min(_THREADS, len(processors())) if threads is None else threads)
         self._last = _Call(np.zeros(0, np.int64))
@@ -134,22 +134,23 @@ class BatchDrafter:
             _log.exception("hdraft failed and drafts nothing for these rows; what fails after this is not reported")
 
     def _draft(self, requests: Sequence["Request | None"], drafts: list[list[int]]) -> None:
-        price = self.load.price(len(requests))
+        price, longest = self.load.terms(len(requests))
         rows = [row for row, request in enumerate(requests) if request is not None and self._ready(request)]
         ready = [request for row in rows if (request := requests[row]) is not None]
         try:
-            chains = self._chains(ready, price)
+            chains = self._chains(ready, price, longest)
         except ValueError:  # an id outside the vocabulary
             sound = [self._sound(request) for request in ready]
             rows = [row for row, good in zip(rows, sound, strict=True) if good]
-            chains = self._chains([request for request, good in zip(ready, sound, strict=True) if good], price)
+            good_ones = [request for request, good in zip(ready, sound, strict=True) if good]
+            chains = self._chains(good_ones, price, longest)
         for row, chain in zip(rows, chains, strict=True):
             drafts[row] = chain
 
-    def _chains(self, requests: Sequence["Request"], price: float) -> list[list[int]]:
+    def _chains(self, requests: Sequence["Request"], price: float, longest: int) -> list[list[int]]:
         sessions = [request.session for request in requests if request.session is not None]
         new = [request.new for request in requests]
-        lengths = [min(self._longest, self._max_length - request.length - 1) for request in requests]
+        lengths = [min(longest, self._max_length - request.length - 1) for request in requests]
         chains = draft_chains(sessions, new, lengths, price, self._min_match, self._threads)
         for request in requests:
             request.new = []

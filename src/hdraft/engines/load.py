@@ -33,12 +33,19 @@ class Load:
         """The rates of batches of about this size."""
         return self._batches.setdefault((rows - 1).bit_length(), Rates())
 
+    def terms(self, rows: int) -> tuple[float, int]:
+        """How to draft for the next step of so many rows: by which price, and how many tokens for a row at most.
+
+        Now and then, to see what a larger step takes, whatever there is to draft is drafted until it is about as large.
+        """
+        size = self._costs.explore(rows * (1 + self._longest))
+        if size is not None and size > rows:
+            return 0.0, min(-(-(size - rows) // rows), self._longest)
+        return self.price(rows), self._longest
+
     def price(self, rows: int) -> float:
         """The probability from which on a draft token is worth its place, for a batch of so many rows."""
         most = rows * (1 + self._longest)
-        size = self._costs.explore(most)
-        if size is not None and size > rows:
-            return 0.0  # whatever there is to draft is drafted, to see what it takes
         costs, batch = self._costs.costs(most), self.batch(rows)
         rate = batch.rate * self._costs.ordinary or rows / costs[rows]
         # what a place costs among as many as are drafted, or twice that, and not where no draft comes
