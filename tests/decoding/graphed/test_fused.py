@@ -149,7 +149,7 @@ def test_a_prompt_behind_the_first_request_is_read_by_fused_layers(name, length,
 def test_what_a_fused_prompt_does_not_serve_is_read_by_transformers(monkeypatch):
     model = begun("llama")
     passes = reading(monkeypatch)
-    monkeypatch.setattr("hdraft.decoding.graphed.static_sequence.ROWS", (15,))
+    monkeypatch.setattr("hdraft.decoding.graphed.static_sequence.TEXT_ROWS", (15,))
     compare(model, prompt(40), {}, new=3, step="static")
     compare(model, prompt(8), {"prefill_chunk_size": 4}, new=3, step="static")
     mask = torch.ones_like(prompt(8))

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from hdraft.decoding.cache import GrowingCache
 from hdraft.decoding.graphed.static_step import StaticStepper, StepKind, acquire, padded, release
-from hdraft.decoding.graphed.text_reader import ROWS, TextReader
+from hdraft.decoding.graphed.text_reader import TEXT_ROWS, TextReader
 from hdraft.decoding.masks import Span
 
 AHEAD = 4096
@@ -59,7 +59,7 @@ class StaticSequence:
         That is a stepper that an earlier request has left, as the shapes of layers are known there and its kernels
         have been tried; None where there is none.
         """
-        if rows > ROWS[-1]:
+        if rows > TEXT_ROWS[-1]:
             return None
         capacity, most = self._capacity(length + rows), 1 + self.budget
         stepper = acquire(self.model, self.cache, self.spans, capacity + padded(most), most, self.kind, make=False)

@@ -41,7 +41,7 @@ from hdraft.decoding.graphed.fused import Views, can_fuse, fused_forward
 from hdraft.decoding.graphed.model_state import State, model_state
 from hdraft.decoding.graphed.static_cache import Layout, StaticCache, StaticLayer, bucket
 from hdraft.decoding.likeliest import likeliest, most_likely
-from hdraft.decoding.logs import logger, say_once
+from hdraft.decoding.logs import in_short, logger, say_once
 from hdraft.decoding.masks import Span, padded_rows
 from hdraft.decoding.models.compiling import is_compiled
 from hdraft.decoding.models.experts import decoding_kernels, most_rows
@@ -340,7 +340,6 @@ class StaticStepper:
         eager = partial(self._run, self.unfused, rows, columns)
         eager()
         self.there.moves.zero_()  # they are done, and the step will be run again
-        self.kept = None
         if self.kind == "compiled" and not self.programs:
             name = type(self.model()).__name__
             say_once(f'{name}: compiling its step, which takes seconds to minutes; step="captured" does without')
@@ -360,7 +359,7 @@ class StaticStepper:
                 self.pool = graph_pool(self.device)
                 break
             except Exception as error:  # whatever compilation and capture may raise means that they do not work
-                reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+                reason = in_short(error)
             self._fall_back(reason)
             eager()
         return eager

@@ -20,10 +20,10 @@ from torch import Tensor
 from hdraft.decoding.graphed.capture import Program, StreamEvent, capture, graph_pool
 from hdraft.decoding.graphed.fused import fused_forward
 from hdraft.decoding.graphed.static_step import StaticStepper, StepKind, difference
-from hdraft.decoding.logs import logger
+from hdraft.decoding.logs import in_short, logger
 from hdraft.drafting.tree import DraftTree
 
-ROWS = (64, 128, 192, 256, 384, 512, 640, 768, 896, 1024)
+TEXT_ROWS = (64, 128, 192, 256, 384, 512, 640, 768, 896, 1024)
 """The numbers of rows that a pass is padded to. Over more, the device computes for longer than the host takes to launch
 transformers' layers."""
 
@@ -47,15 +47,15 @@ class TextReader:
         self.stepper = stepper
         self.works: bool | None = None
         self.captures = True
-        self.host, self.there = stepper.make_inputs(ROWS[-1])
+        self.host, self.there = stepper.make_inputs(TEXT_ROWS[-1])
         self.copied = StreamEvent(stepper.device)
         self.numbers = torch.arange(stepper.rows, device=stepper.device)
         self.met: set[int] = set()
         self.programs: dict[int, Program] = {}
 
     def fits(self, length: int, rows: int) -> bool:
-        """Whether a pass over so many rows behind `length` tokens can be run."""
-        return self.works is not False and rows <= ROWS[-1] and self.stepper.cache.fits(length, _padded(rows))
+        """Whether a pass over so many rows, no more than `TEXT_ROWS` has, can be run behind `length` tokens."""
+        return self.works is not False and self.stepper.cache.fits(length, _padded(rows))
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -93,7 +93,7 @@ class TextReader:
         except torch.OutOfMemoryError:
             return unfused
         except Exception as error:  # whatever a kernel may raise means that it does not work
-            reason = _in_short(error)
+            reason = in_short(error)
         self.works = reason is None
         if reason is not None:
             logger.warning("prompts are read by transformers' layers and not by fused ones: %s", reason)
@@ -110,7 +110,7 @@ class TextReader:
         except Exception as error:  # whatever a capture may raise means that there is none
             self.stepper.pool = graph_pool(self.stepper.device)
             self.captures = isinstance(error, torch.OutOfMemoryError)  # there may be room another time
-            reason = _in_short(error)
+            reason = in_short(error)
         else:
             self.captures = reason is None
         if reason is not None:
@@ -147,8 +147,4 @@ def behind(text: npt.NDArray[np.int64], tree: DraftTree) -> DraftTree:
 
 
 def _padded(rows: int) -> int:
-    return next(size for size in ROWS if rows <= size)
-
-
-def _in_short(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+    return next(size for size in TEXT_ROWS if rows <= size)
