@@ -413,5 +413,6 @@ def test_what_the_script_runs_on_a_gpu(folder: Path, tmp_path: Path, shape: str)
         assert "--methods vanilla hd-63" in " ".join(words) and "transformers-static" not in words
         longer = each["--shape"] in others and each["--shape"] != "llama-2-13b"
         assert ("--cached 512 4000" in " ".join(words)) == longer
-    seconds = [int(each["--seconds"]) for each in [asked[2], *asked[6:]]]
-    assert 100 < seconds[0] < 230 and seconds == sorted(seconds) and seconds[-1] < 555 * 6 / 7
+    *seconds, compiled = (int(each["--seconds"]) for each in [asked[2], *asked[6:]])
+    assert 100 < seconds[0] < 230 and seconds == sorted(seconds)
+    assert compiled <= seconds[-1] < 555 * 6 / 7, "which has what the others left, and no share of its own"
