@@ -13,7 +13,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,8 @@ from hdraft.engines.load import Load
 
 _THREADS = 2  # more were not measured to pay
 _RENEWED = 32  # steps of a request, after which it drafts from what others have taught D_m meanwhile; sooner at first
+_LESSON = 32  # tokens that a request has generated, after which it teaches them …
+_BEFORE = 8  # … with so many before them, so that what follows on those is known
 
 _log = logging.getLogger("vllm.hdraft")  # where vLLM's own handlers print it
 
@@ -63,7 +65,8 @@ class BatchDrafter:
         on_processor: bool = False,
     ) -> None:
         self.drafter = drafter
-        self.load = Load(longest, on_processor)
+        self.load = Load(on_processor)
+        self._longest = longest
         self.learner = Learner(drafter, folder) if drafter.learn else None
         self.failed = False
         self._max_length = max_length
@@ -93,7 +96,7 @@ class BatchDrafter:
         if rows and len(last.lengths) == rows and emitted.all() and np.array_equal(last.lengths + emitted, lengths):
             drafting = last.seconds if last.drafting and not last.began else None
             self._measure(rows, last.drafted, int(emitted.sum()), self._start - last.end, drafting)
-        drafting = self._drafts and 1 <= rows <= self._max_batch and self.load.batch(rows).drafts()
+        drafting = self._drafts and 1 <= rows <= self._max_batch and self.load.batches(rows).drafts()
         self._last = _Call(lengths, drafting)
         return drafting or self.learner is not None
 
@@ -109,13 +112,14 @@ class BatchDrafter:
                     self._draft(requests, drafts)
             except NotCompiledError:
                 self._wait_for_kernels()
+        self._teach(filter(None, requests), _LESSON)
         self._last.drafted = sum(map(len, drafts))
         self._last.end = time.perf_counter()
         self._last.seconds = self._last.end - self._start
         return drafts
 
     def end(self, requests: Sequence["Request"]) -> None:
-        """Let go of requests; what each of them generated is learnt, if anything is."""
+        """Let go of requests; what each of them generated last is learnt, if anything is."""
         for request in requests:
             try:
                 with loading_only():
@@ -124,8 +128,7 @@ class BatchDrafter:
                 self._wait_for_kernels()
             except Exception:
                 self.report()
-            if self.learner is not None:
-                self.learner.take(request.output)
+        self._teach(requests, 1)
 
     def report(self) -> None:
         """Log the exception that is being handled, if it is the first."""
@@ -133,24 +136,31 @@ class BatchDrafter:
             self.failed = True
             _log.exception("hdraft failed and drafts nothing for these rows; what fails after this is not reported")
 
+    def _teach(self, requests: Iterable["Request"], least: int) -> None:
+        """Have learnt what requests have generated since they last taught, where that is so many tokens."""
+        if self.learner is not None:
+            for request in requests:
+                if request.untaught >= least:
+                    self.learner.take(request.teach())
+
     def _draft(self, requests: Sequence["Request | None"], drafts: list[list[int]]) -> None:
-        price, longest = self.load.terms(len(requests))
+        price = self.load.next_price(len(requests))
         rows = [row for row, request in enumerate(requests) if request is not None and self._ready(request)]
         ready = [request for row in rows if (request := requests[row]) is not None]
         try:
-            chains = self._chains(ready, price, longest)
+            chains = self._chains(ready, price)
         except ValueError:  # an id outside the vocabulary
             sound = [self._sound(request) for request in ready]
             rows = [row for row, good in zip(rows, sound, strict=True) if good]
             good_ones = [request for request, good in zip(ready, sound, strict=True) if good]
-            chains = self._chains(good_ones, price, longest)
+            chains = self._chains(good_ones, price)
         for row, chain in zip(rows, chains, strict=True):
             drafts[row] = chain
 
-    def _chains(self, requests: Sequence["Request"], price: float, longest: int) -> list[list[int]]:
+    def _chains(self, requests: Sequence["Request"], price: float) -> list[list[int]]:
         sessions = [request.session for request in requests if request.session is not None]
         new = [request.new for request in requests]
-        lengths = [min(longest, self._max_length - request.length - 1) for request in requests]
+        lengths = [min(self._longest, self._max_length - request.length - 1) for request in requests]
         chains = draft_chains(sessions, new, lengths, price, self._min_match, self._threads)
         for request in requests:
             request.new = []
@@ -199,13 +209,15 @@ class Request:
 
     Args:
         text: its tokens so far, as the bytes of int32s, which are compared and sliced the fastest.
-        generated: where in them what it generated begins.
+        generated: where in them what it generates begins.
 
     >>> request = Request(np.array([5, 6, 7], np.int32).tobytes(), generated=2)
     >>> request.goes_on_as(np.array([6, 7, 8], np.int32).tobytes(), 4, emitted=[8])
     True
     >>> request.known.tolist()
     [5, 6, 7, 8]
+    >>> request.teach().tolist(), request.untaught
+    ([7, 8], 0)
 
     Attributes:
         absent: for the adapter, the calls since it was last in a row.
@@ -215,7 +227,7 @@ class Request:
 
     def __init__(self, text: bytes, generated: int) -> None:
         self._text = bytearray(text)
-        self.generated = generated
+        self._generated = self._taught = generated
         self.absent = 0
         self.failed = False
         self.session: HierarchySession | None = None
@@ -228,9 +240,15 @@ class Request:
         return np.frombuffer(bytes(self._text), np.int32)
 
     @property
-    def output(self) -> npt.NDArray[np.int32]:
-        """A copy of what it generated."""
-        return np.frombuffer(bytes(self._text[4 * self.generated :]), np.int32)
+    def untaught(self) -> int:
+        """How many tokens it has generated since it last taught."""
+        return self.length - self._taught
+
+    def teach(self) -> npt.NDArray[np.int32]:
+        """A copy of those, and of a few before them."""
+        first = max(self._taught - _BEFORE, self._generated)
+        self._taught = self.length
+        return np.frombuffer(bytes(self._text[4 * first :]), np.int32)
 
     @property
     def length(self) -> int:

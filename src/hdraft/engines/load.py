@@ -1,78 +1,87 @@
 """What drafting costs and gains in an engine that serves many requests at once, as the last steps tell."""
 
-from hdraft.drafting.costs import StepCosts
+from hdraft.engines.delays import Delays
 
 _FORGET = 0.98  # of a rate, from one step to the next
 _TRIAL = 8  # steps that drafting is tried for, before it rests for …
 _RESTS = (16, 256)  # … so many, and each time it fails again for twice as many, up to the second
-_SIZES = (0, 1, 4, 8, 16, 32, 64, 256, 1024)  # numbers of tokens of a step, of which the costs are learnt …
-_ON_PROCESSOR = (1.0, 1.02, 1.1, 1.5, 2.2, 4.0, 8.0, 32.0, 128.0)  # … which begin with these where a processor computes
+_AS_A_STEP = 64  # draft tokens that take as long as the step, to begin with …
+_AS_A_STEP_ON_PROCESSOR = 32  # … where a processor computes
+_DEAREST = 0.5  # the highest price, to begin with
+_LOOK = 64  # steps, in which one is drafted at half the price, and one without drafts, to see what drafts delay it by
+_NEVER = 2.0  # a price above each probability
 
 
 class Load:
-    """The costs of draft tokens and the gains of drafting, as the last steps tell.
+    """The price of draft tokens and the gains of drafting, as the last steps tell.
 
-    What steps over so many tokens of all rows take is learnt by `StepCosts`; to begin with, one over 64 more counts as
-    twice as long, or on a processor one over 8. Tokens that are emitted at a rate of rho a second are worth 1 / rho
-    seconds each, so a draft token is worth its place while its probability exceeds rho times the seconds that it adds.
-    Drafting as a whole pays while what was accepted is worth more than the place that it took and the time that finding
-    it took; where it is not, it rests, and is tried again later: soon at first, as a database that learns may know by
-    then what it did not know. Rates and gains are kept for batches of about one size.
+    Tokens that are emitted at a rate of rho a second are worth 1 / rho seconds each, so a draft token is worth its
+    place while its probability exceeds rho times the seconds that it adds. Drafting as a whole pays while what was
+    accepted is worth more than the places that it took and the time that finding it took; where it is not, it rests,
+    and is tried again later: soon at first, as a database that learns may know by then what it did not know. All that
+    is kept for batches of about one size; one of a new size begins with what a token adds in the next one to it.
 
     Args:
-        longest: the most draft tokens of a row.
         on_processor: whether the model runs on one.
     """
 
-    def __init__(self, longest: int, on_processor: bool = False) -> None:
-        self._longest = longest
-        self._costs = StepCosts(_ON_PROCESSOR if on_processor else [1 + n / 64 for n in _SIZES], _SIZES)
-        self._batches: dict[int, Rates] = {}  # by the size of the batch, in powers of two
+    def __init__(self, on_processor: bool = False) -> None:
+        self._as_a_step = _AS_A_STEP_ON_PROCESSOR if on_processor else _AS_A_STEP
+        self._batches: dict[int, Batches] = {}  # by their size, in powers of two
 
-    def batch(self, rows: int) -> "Rates":
-        """The rates of batches of about this size."""
-        return self._batches.setdefault((rows - 1).bit_length(), Rates())
-
-    def terms(self, rows: int) -> tuple[float, int]:
-        """How to draft for the next step of so many rows: by which price, and how many tokens for a row at most.
-
-        Now and then, to see what a larger step takes, whatever there is to draft is drafted until it is about as large.
-        """
-        size = self._costs.explore(rows * (1 + self._longest))
-        if size is not None and size > rows:
-            return 0.0, min(-(-(size - rows) // rows), self._longest)
-        return self.price(rows), self._longest
+    def batches(self, rows: int) -> "Batches":
+        """Those of about this size."""
+        return self._batches.setdefault((rows - 1).bit_length(), Batches())
 
     def price(self, rows: int) -> float:
         """The probability from which on a draft token is worth its place, for a batch of so many rows."""
-        most = rows * (1 + self._longest)
-        costs, batch = self._costs.costs(most), self.batch(rows)
-        rate = batch.rate * self._costs.ordinary or rows / costs[rows]
-        # what a place costs among as many as are drafted, or twice that, and not where no draft comes
-        reached = min(rows + max(rows, int(2 * batch.drafted)), most)
-        return min(float(rate * (costs[reached] - costs[rows]) / (reached - rows)), 1.0)
+        batches = self.batches(rows)
+        if not batches.rate:
+            return self._first_price(rows)
+        return min(batches.rate * batches.delays.token(self._believed(rows)), 1.0)
+
+    def next_price(self, rows: int) -> float:
+        """The price to draft by in the next step; now and then another than is right, so that steps tell more."""
+        batches = self.batches(rows)
+        turn, batches.drafting = batches.drafting % _LOOK, batches.drafting + 1
+        if turn == _LOOK // 2:
+            return _NEVER
+        return self.price(rows) / (1 if turn else 2)
 
     def record(self, rows: int, drafted: int, emitted: int, seconds: float, drafting: float | None) -> None:
         """Take in a step: the tokens drafted and emitted, its seconds, and those of `drafting`, if that was done."""
-        self._costs.record(rows + drafted, seconds)
-        batch = self.batch(rows)
-        batch.emitted(emitted, seconds + (drafting or 0.0))
+        batches = self.batches(rows)
+        batches.delays.record(rows, drafted, seconds)
+        batches.emitted(emitted, seconds + (drafting or 0.0))
         if drafting is not None:
-            batch.drafted += (1 - _FORGET) * (drafted - batch.drafted)
-            costs = self._costs.costs(rows + drafted)
-            place = self._costs.ordinary * float(costs[-1] - costs[rows])
-            batch.gained((emitted - rows) / batch.rate - place - drafting)
+            places = batches.delays.of(drafted, self._believed(rows))
+            batches.gained((emitted - rows) / batches.rate - places - drafting)
+
+    def _first_price(self, rows: int) -> float:
+        return min(rows / self._as_a_step, _DEAREST)
+
+    def _believed(self, rows: int) -> float:
+        """The seconds that a draft token adds, before steps of such batches have told."""
+        size = (rows - 1).bit_length()
+        told = {
+            abs(other - size): seconds
+            for other, batches in self._batches.items()
+            if other != size and (seconds := batches.delays.told) is not None
+        }
+        return told[min(told)] if told else self._first_price(rows) / self.batches(rows).rate
 
 
-class Rates:
-    """Rates for batches of about one size, older steps counting less.
+class Batches:
+    """Batches of about one size, older steps counting less.
 
     Attributes:
-        drafted: draft tokens of a step that drafting was done for.
+        delays: what draft tokens delay their steps by.
+        drafting: the steps that drafting was done for.
     """
 
     def __init__(self) -> None:
-        self.drafted = 0.0
+        self.delays = Delays()
+        self.drafting = 0
         self._tokens, self._seconds = 0.0, 0.0
         self._gain, self._tried = 0.0, 0
         self._rest, self._next_rest = 0, _RESTS[0]
