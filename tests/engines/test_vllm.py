@@ -156,6 +156,21 @@ def test_what_a_request_generates_is_learnt_while_it_runs() -> None:
     assert batch.accepted > before + 15
 
 
+def test_requests_that_run_together_learn_from_each_other() -> None:
+    common = list(range(20, 80))
+    tested = always(proposer(300, {"learn": True}))
+    batch = Batch(tested, 2)
+    batch.add(Request([1, 2, 9], [*common, *range(80, 180)]))
+    batch.add(other := Request([3, 4, 9], [*range(200, 300), *common]))
+    while other.emitted < 102:
+        batch.step()
+        learned(tested)
+    before = batch.accepted
+    while other.emitted < 150:
+        batch.step()
+    assert batch.accepted > before + 30
+
+
 def test_what_was_learnt_is_drafted_for_the_next_request_and_without_learning_is_not() -> None:
     output = list(range(20, 60))
     for learn in (True, False):
@@ -512,6 +527,27 @@ def test_drafting_rests_where_it_does_not_pay_and_is_tried_again() -> None:
         step(load, 32, 60 if drafts else 0, 32 + (40 if drafts else 0), 0.002 if drafts else None)
     assert drafts
     assert load.batches(1).drafts()
+
+
+def test_a_step_that_the_engine_was_held_up_in_does_not_count_for_hundreds() -> None:
+    load = Load()
+    for _ in range(20):
+        step(load, 8, 8, 12)
+    rate = load.batches(8).rate
+    load.record(8, 8, 12, 60.0, 0.0)
+    assert load.batches(8).rate > 0.7 * rate
+    for _ in range(20):
+        step(load, 8, 8, 12)
+    assert load.batches(8).rate > 0.9 * rate
+
+
+def test_after_a_rest_drafting_begins_by_half_the_price() -> None:
+    load = Load()
+    first = load.next_price(8)
+    assert load.next_price(8) == 2 * first
+    while load.batches(8).drafts():
+        load.batches(8).gained(-1.0)
+    assert load.next_price(8) == first
 
 
 def test_drafting_is_tried_again_soon_at_first_and_seldom_later() -> None:

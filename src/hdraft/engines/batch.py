@@ -28,8 +28,8 @@ from hdraft.engines.learning import Learner
 from hdraft.engines.load import Load
 
 _THREADS = 2  # more were not measured to pay
-_RENEWED = 32  # steps of a request, after which it drafts from what others have taught D_m meanwhile; sooner at first
-_LESSON = 32  # tokens that a request has generated, after which it teaches them …
+_RENEWED = 32  # steps of a request, after which it drafts from what D_m has learnt meanwhile; sooner at first
+_LESSON = 32  # tokens that a request has generated, after which it has them learnt …
 _BEFORE = 8  # … with so many before them, so that what follows on those is known
 
 _log = logging.getLogger("vllm.hdraft")  # where vLLM's own handlers print it

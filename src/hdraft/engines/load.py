@@ -3,12 +3,13 @@
 from hdraft.engines.delays import Delays
 
 _FORGET = 0.98  # of a rate, from one step to the next
+_LONGEST = 4  # times of the mean step, that a longer one counts as: the engine was held up
 _TRIAL = 8  # steps that drafting is tried for, before it rests for …
 _RESTS = (16, 256)  # … so many, and each time it fails again for twice as many, up to the second
 _AS_A_STEP = 64  # draft tokens that take as long as the step, to begin with …
 _AS_A_STEP_ON_PROCESSOR = 32  # … where a processor computes
 _DEAREST = 0.5  # the highest price, to begin with
-_LOOK = 64  # steps, in which one is drafted at half the price, and one without drafts, to see what drafts delay it by
+_LOOK = 64  # drafting steps, of which one goes by half the price, and one has no drafts, to see what drafts delay it by
 _NEVER = 2.0  # a price above each probability
 
 
@@ -31,7 +32,10 @@ class Load:
 
     def batches(self, rows: int) -> "Batches":
         """Those of about this size."""
-        return self._batches.setdefault((rows - 1).bit_length(), Batches())
+        size = (rows - 1).bit_length()
+        if size not in self._batches:
+            self._batches[size] = Batches()
+        return self._batches[size]
 
     def price(self, rows: int) -> float:
         """The probability from which on a draft token is worth its place, for a batch of so many rows."""
@@ -76,13 +80,13 @@ class Batches:
 
     Attributes:
         delays: what draft tokens delay their steps by.
-        drafting: the steps that drafting was done for.
+        drafting: steps that were drafted for, since drafting rested.
     """
 
     def __init__(self) -> None:
         self.delays = Delays()
         self.drafting = 0
-        self._tokens, self._seconds = 0.0, 0.0
+        self._tokens, self._seconds, self._steps = 0.0, 0.0, 0.0
         self._gain, self._tried = 0.0, 0
         self._rest, self._next_rest = 0, _RESTS[0]
 
@@ -93,8 +97,11 @@ class Batches:
 
     def emitted(self, tokens: int, seconds: float) -> None:
         """Take in what a step emitted, and how long it took."""
+        if self._steps > 1:
+            seconds = min(seconds, _LONGEST * self._seconds / self._steps)
         self._tokens = _FORGET * self._tokens + tokens
         self._seconds = _FORGET * self._seconds + seconds
+        self._steps = _FORGET * self._steps + 1
 
     def gained(self, seconds: float) -> None:
         """Take in what drafting for a step was worth."""
@@ -105,7 +112,7 @@ class Batches:
         if self._gain >= 0:
             self._next_rest = _RESTS[0]
             return
-        self._gain, self._tried = 0.0, 0
+        self._gain, self._tried, self.drafting = 0.0, 0, 0
         self._rest, self._next_rest = self._next_rest, min(2 * self._next_rest, _RESTS[1])
 
     def drafts(self) -> bool:

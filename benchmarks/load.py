@@ -1,0 +1,149 @@
+"""What drafting gains in a batch, by what a token costs: recorded requests in vLLM's adapter, by a clock of its own.
+
+    python benchmarks/load.py TRACE… --vocab-size N [--model-database DIR] [--statistics-database DIR] [--json FILE]
+
+No model runs, and no vLLM: each step emits what was recorded, so mean accepted tokens are exact for what was drafted.
+The time is modelled: a step over n tokens of all rows, drafts and prompts among them, takes 1 + n / `doubling` of one
+over none, give or take a twentieth, and drafting takes so much of it for each row. A hundred thousand tokens that
+double a step are a large model on a GPU, which waits for its memory; a few dozen are a small one on a processor. The
+adapter knows nothing of that: it learns its prices from the clock, as in a server, which is what is tried here.
+Throughput is a ratio to the same steps without drafts.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from propose import vllm_config
+from rich.console import Console
+from rich.table import Table
+
+from hdraft.engines import batch
+from hdraft.engines.vllm import HierarchyProposer
+from hdraft.evaluation.traces import Request, read_traces
+
+_DRAFTING = 0.001  # of a step over no tokens, for each row
+_WAVER = 0.05
+
+
+class Clock:
+    """Stands in for `time` in the adapter: a step over no tokens is a second."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        """The seconds."""
+        return self.now
+
+
+def serve(
+    trace: Sequence[Request], rows: int, doubling: float, proposer: HierarchyProposer | None, clock: Clock
+) -> dict[str, float]:
+    """Decode all requests, so many at once; what that took."""
+    rng = np.random.default_rng(0)
+    longest = max(len(request.prompt_ids) + len(request.output_ids) for request in trace) + 1
+    tokens, lengths = np.zeros((rows, longest), np.int32), np.zeros(rows, np.int32)
+    outputs: list[list[int]] = []  # by row, what is still to be emitted
+    drafts: list[list[int]] = []
+    waiting, start = list(reversed(trace)), clock.now
+    emitted = passed = drafted = 0
+    while waiting or outputs:
+        read = 0
+        while waiting and len(outputs) < rows:
+            request, row = waiting.pop(), len(outputs)
+            tokens[row, : len(request.prompt_ids)] = request.prompt_ids
+            lengths[row] = len(request.prompt_ids)
+            outputs.append(request.output_ids.tolist())
+            drafts.append([])
+            read += len(request.prompt_ids) - 1
+        size = read + len(outputs) + sum(map(len, drafts))
+        clock.now += (1 + size / doubling) * rng.lognormal(0, _WAVER)
+        sampled = []
+        for row, (output, draft) in enumerate(zip(outputs, drafts, strict=True)):
+            accepted = 0
+            while accepted < min(len(draft), len(output) - 1) and draft[accepted] == output[accepted]:
+                accepted += 1
+            sampled.append(output[: accepted + 1])
+            tokens[row, lengths[row] : lengths[row] + accepted + 1] = sampled[-1]
+            lengths[row] += accepted + 1
+            del output[: accepted + 1]
+        passed += len(outputs)
+        emitted += sum(map(len, sampled))
+        drafted += sum(map(len, drafts))
+        drafts = proposer.propose(sampled, lengths, tokens) if proposer else [[] for _ in sampled]
+        if proposer and proposer._batch and proposer._batch.learner:
+            proposer._batch.learner.flush()
+        for row in reversed(range(len(outputs))):
+            if not outputs[row]:  # the last row takes the place of one that has ended
+                for each in (tokens, lengths):
+                    each[row] = each[len(outputs) - 1]
+                outputs[row], drafts[row] = outputs[-1], drafts[-1]
+                del outputs[-1], drafts[-1]
+    seconds = clock.now - start
+    return {"mat": emitted / passed, "drafted_a_row": drafted / passed, "tokens_a_second": emitted / seconds}
+
+
+def make(vocab_size: int, tokens: int, max_length: int, settings: dict[str, Any], clock: Clock) -> HierarchyProposer:
+    """A proposer that goes by this clock, on one thread."""
+    proposer = HierarchyProposer(vllm_config(vocab_size, tokens, max_length, settings))
+    assert proposer._batch is not None
+    proposer._batch.drafter.warm_up()  # while kernels are compiled nothing is drafted
+    chains = proposer._batch._chains
+
+    def timed(requests: Sequence[batch.Request], price: float) -> list[list[int]]:
+        clock.now += _DRAFTING * len(requests)
+        return chains(requests, price)
+
+    proposer._batch._chains = timed  # type: ignore[method-assign]
+    return proposer
+
+
+def main() -> None:
+    """Model, print and write."""
+    parser = argparse.ArgumentParser(description="What drafting gains in a batch, by what a token costs there.")
+    parser.add_argument("trace", nargs="+", help="traces, .jsonl or .jsonl.gz")
+    parser.add_argument("--vocab-size", type=int, required=True)
+    parser.add_argument("--model-database", metavar="DIR")
+    parser.add_argument("--statistics-database", metavar="DIR")
+    parser.add_argument("--tokens", type=int, default=8, help="num_speculative_tokens")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--doubling", type=float, nargs="+", default=[100_000, 1000, 250, 64])
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures there too")
+    arguments = parser.parse_args()
+    named = {
+        "model_database": arguments.model_database,
+        "statistics_database": arguments.statistics_database,
+    }
+    databases = {name: folder for name, folder in named.items() if folder is not None}
+    methods: dict[str, dict[str, Any]] = {"D_c alone": {}, "learning": {"learn": True}}
+    if databases:
+        methods |= {"databases": databases, "databases, learning": databases | {"learn": True}}
+    trace = read_traces(arguments.trace)
+    longest = max(len(request.prompt_ids) + len(request.output_ids) for request in trace) + 100
+    clock = Clock()
+    batch.time = clock  # type: ignore[assignment]
+    figures = []
+    table = Table("tokens that double a step", "at once", "", "throughput", "MAT", "drafted a row")
+    for doubling in arguments.doubling:
+        for rows in arguments.rows:
+            plain = serve(trace, rows, doubling, None, clock)
+            for name, settings in methods.items():
+                proposer = make(arguments.vocab_size, arguments.tokens, longest, settings, clock)
+                served = serve(trace, rows, doubling, proposer, clock)
+                row = {"doubling": doubling, "rows": rows, "method": name} | served
+                row["throughput_over_none"] = served["tokens_a_second"] / plain["tokens_a_second"]
+                figures.append(row)
+                numbers = (row["throughput_over_none"], row["mat"], row["drafted_a_row"])
+                table.add_row(f"{doubling:g}", str(rows), name, *(f"{each:.2f}" for each in numbers))
+    Console().print(table)
+    if arguments.json:
+        result = {"traces": [Path(path).name for path in arguments.trace], "requests": len(trace)}
+        result |= {"num_speculative_tokens": arguments.tokens, "figures": figures}
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
