@@ -124,7 +124,7 @@ def main() -> None:
     trace = read_traces(arguments.trace)
     longest = max(len(request.prompt_ids) + len(request.output_ids) for request in trace) + 100
     clock = Clock()
-    batch.time = clock  # type: ignore[assignment]
+    vars(batch)["time"] = clock
     figures = []
     table = Table("tokens that double a step", "at once", "", "throughput", "MAT", "drafted a row")
     for doubling in arguments.doubling:
