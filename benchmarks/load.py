@@ -15,6 +15,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from propose import vllm_config
@@ -123,21 +124,20 @@ def main() -> None:
         methods |= {"databases": databases, "databases, learning": databases | {"learn": True}}
     trace = read_traces(arguments.trace)
     longest = max(len(request.prompt_ids) + len(request.output_ids) for request in trace) + 100
-    clock = Clock()
-    vars(batch)["time"] = clock
-    figures = []
     table = Table("tokens that double a step", "at once", "", "throughput", "MAT", "drafted a row")
-    for doubling in arguments.doubling:
-        for rows in arguments.rows:
-            plain = serve(trace, rows, doubling, None, clock)
-            for name, settings in methods.items():
-                proposer = make(arguments.vocab_size, arguments.tokens, longest, settings, clock)
-                served = serve(trace, rows, doubling, proposer, clock)
-                row = {"doubling": doubling, "rows": rows, "method": name} | served
-                row["throughput_over_none"] = served["tokens_a_second"] / plain["tokens_a_second"]
-                figures.append(row)
-                numbers = (row["throughput_over_none"], row["mat"], row["drafted_a_row"])
-                table.add_row(f"{doubling:g}", str(rows), name, *(f"{each:.2f}" for each in numbers))
+    figures = []
+    with patch.object(batch, "time", clock := Clock()):
+        for doubling in arguments.doubling:
+            for rows in arguments.rows:
+                plain = serve(trace, rows, doubling, None, clock)
+                for name, settings in methods.items():
+                    proposer = make(arguments.vocab_size, arguments.tokens, longest, settings, clock)
+                    served = serve(trace, rows, doubling, proposer, clock)
+                    row = {"doubling": doubling, "rows": rows, "method": name} | served
+                    row["throughput_over_none"] = served["tokens_a_second"] / plain["tokens_a_second"]
+                    figures.append(row)
+                    numbers = (row["throughput_over_none"], row["mat"], row["drafted_a_row"])
+                    table.add_row(f"{doubling:g}", str(rows), name, *(f"{each:.2f}" for each in numbers))
     Console().print(table)
     if arguments.json:
         result = {"traces": [Path(path).name for path in arguments.trace], "requests": len(trace)}

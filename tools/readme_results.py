@@ -355,6 +355,18 @@ def building_results(figures: dict[str, Any]) -> str:
     )
 
 
+def load_results(record: dict[str, Any]) -> str:
+    """Throughput and MAT of a modelled batch, a column for each number of requests at once."""
+    figures: list[dict[str, Any]] = record["figures"]
+    sizes = list(dict.fromkeys(row["rows"] for row in figures))
+    groups: dict[tuple[str, str], list[str]] = {}
+    for row in figures:
+        cell = f"{row['throughput_over_none']:.2f} ({row['mat']:.2f})"
+        groups.setdefault((f"{row['doubling']:,.0f}", row["method"]), []).append(cell)
+    columns = ["tokens that double a step", "", *(f"{size} at once" for size in sizes)]
+    return "\n".join(table(columns, [[*group, *cells] for group, cells in groups.items()]))
+
+
 def vllm_results(record: dict[str, Any]) -> str:
     """Methods in vLLM by workload and concurrency."""
     machine, settings, figures = record["machine"], record["settings"], record["figures"]
@@ -455,6 +467,7 @@ def main() -> None:
     fill("docs/drafting.md", "candidates", candidate_results(read_json("candidates.json")))
     fill("docs/drafting.md", "references", reference_results(read_json("references.json")))
     fill("docs/vllm.md", "vllm", vllm_results(read_json("vllm.json")))
+    fill("docs/vllm.md", "load", load_results(read_json("load.json")))
     if (RESULTS / "llama_cpp.json").exists():
         fill("docs/llama-cpp.md", "llama-cpp", llama_cpp_results(read_json("llama_cpp.json")))
     fill("docs/drafting.md", "more-text", more_text_results(read_json("more_text.json")))

@@ -124,6 +124,23 @@ def test_more_text_as_a_command(path: Path, tmp_path: Path, monkeypatch: pytest.
     assert all(set(row["mat"]) == {"27", "64"} and all(1 < mat < 8 for mat in row["mat"].values()) for row in rows)
 
 
+def test_a_modelled_batch_as_a_command(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)  # for what it shares with propose.py; not for good, as one has vLLM's name
+    modelled = load("load")
+    ModelDatabase.from_documents([[1, 2, 3, 4] * 8], 50, 0).save_pretrained(tmp_path / "D_m")
+    given = (path, "--vocab-size", 50, "--model-database", tmp_path / "D_m", "--rows", 1, 4, "--doubling", 1000, 4)
+    run(modelled, monkeypatch, *given, "--json", tmp_path / "load.json")
+    figures = json.loads((tmp_path / "load.json").read_text())["figures"]
+    assert [(each["doubling"], each["rows"]) for each in figures[::4]] == [(1000, 1), (1000, 4), (4, 1), (4, 4)]
+    assert [each["method"] for each in figures[:4]] == ["D_c alone", "learning", "databases", "databases, learning"]
+    for each in figures:
+        assert each["mat"] >= 1 and 0 <= each["drafted_a_row"] <= 8
+    cheap, dear = figures[2], figures[14]  # with databases: one at once where tokens cost nothing, four where they do
+    assert cheap["mat"] > 1.5 and cheap["throughput_over_none"] > 1.3 and dear["mat"] < cheap["mat"]
+    run(modelled, monkeypatch, *given, "--json", tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "load.json").read_bytes(), "it goes by no real clock"
+
+
 def test_calibration_as_a_command(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
