@@ -136,7 +136,7 @@ def test_a_modelled_batch_as_a_command(path: Path, tmp_path: Path, monkeypatch: 
     for each in figures:
         assert each["mat"] >= 1 and 0 <= each["drafted_a_row"] <= 8
     cheap, dear = figures[2], figures[14]  # with databases: one at once where tokens cost nothing, four where they do
-    assert cheap["mat"] > 1.5 and cheap["throughput_over_none"] > 1.3 and dear["mat"] < cheap["mat"]
+    assert cheap["mat"] > 1.5 and cheap["throughput_over_none"] > 1.3 > dear["throughput_over_none"]
     run(modelled, monkeypatch, *given, "--json", tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "load.json").read_bytes(), "it goes by no real clock"
 

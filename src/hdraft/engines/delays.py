@@ -1,15 +1,11 @@
 """What draft tokens delay a step by, told by the differences between steps that follow each other."""
 
-from collections import deque
-from statistics import median
-from typing import NamedTuple
-
 import numpy as np
 
 _KEPT = 256  # differences …
 _STEPS = 2048  # … of the last so many steps
 _WEIGHT = 64.0  # of what was believed before: as if steps had told it that differ by so many tokens
-_SOON = 4  # differences, after which delays are told anew
+_SOON, _LATE = 4, 256  # differences, and steps, after which delays are told anew
 _FITS = 2
 
 
@@ -36,39 +32,37 @@ class Delays:
     """
 
     def __init__(self) -> None:
-        self._differences: deque[_Difference] = deque(maxlen=_KEPT)
+        # From a step with fewer draft tokens to one with more: when, tokens, whether from none, seconds.
+        self._differences = np.zeros((_KEPT, 4))
+        self._count = self._steps = 0
         self._last: tuple[int, int, float] | None = None
-        self._steps = self._new = 0
+        self._told_at = 0, 0  # of differences, of steps
         self._token: float | None = None
-        self._any = 0.0
+        self._any = self._weight = 0.0
 
     @property
     def told(self) -> float | None:
         """What a token adds, if steps have told more of that than was believed before; else None."""
-        return self._token if sum(abs(each.tokens) for each in self._differences) > _WEIGHT else None
+        return self._token if self._weight > _WEIGHT else None
 
     def record(self, rows: int, drafted: int, seconds: float) -> None:
         """Take in a step: its rows, the draft tokens of all of them, and what it took."""
         last, self._last = self._last, (rows, drafted, seconds)
         self._steps += 1
-        while self._differences and self._differences[0].step < self._steps - _STEPS:
-            self._differences.popleft()
         if last is None or last[0] != rows or last[1] == drafted:
             return
         sign = 1 if drafted > last[1] else -1
-        to_none = not drafted or not last[1]
-        self._differences.append(
-            _Difference(self._steps, sign * (drafted - last[1]), to_none, sign * (seconds - last[2]))
-        )
-        self._new += 1
+        tokens, from_none = sign * (drafted - last[1]), not drafted or not last[1]
+        self._differences[self._count % _KEPT] = self._steps, tokens, from_none, sign * (seconds - last[2])
+        self._count += 1
 
     def token(self, believed: float) -> float:
         """Seconds that a draft token adds, where `believed` is what is known from elsewhere."""
-        if not self._differences:
-            self._token = None
+        if not self._count:
             return believed
-        if self._token is None or self._new >= _SOON:
-            self._new = 0
+        count, steps = self._told_at
+        if self._token is None or self._count - count >= _SOON or self._steps - steps >= _LATE:
+            self._told_at = self._count, self._steps
             self._token = self._fit(believed)
         return self._token
 
@@ -77,23 +71,15 @@ class Delays:
         return self.token(believed) * drafted + self._any if drafted else 0.0
 
     def _fit(self, believed: float) -> float:
-        _, tokens, to_none, seconds = np.array(self._differences).T
-        weights = np.append(tokens, _WEIGHT)
+        kept = self._differences[: self._count]
+        _, tokens, from_none, seconds = kept[kept[:, 0] > self._steps - _STEPS].T
+        weights, self._weight = np.append(tokens, _WEIGHT), float(tokens.sum())
         token = believed
         for _ in range(_FITS):
-            slopes = np.append((seconds - self._any * to_none) / tokens, believed)
+            slopes = np.append((seconds - self._any * from_none) / tokens, believed)
             order = np.argsort(slopes)
             reached = np.cumsum(weights[order])
             token = max(float(slopes[order][np.searchsorted(reached, reached[-1] / 2)]), 0.0)
-            left = (seconds - token * tokens)[to_none > 0]
-            self._any = max(median([0.0, 0.0, *left.tolist()]), 0.0)
+            left = (seconds - token * tokens)[from_none > 0]
+            self._any = max(float(np.median(np.append(left, (0.0, 0.0)))), 0.0)
         return token
-
-
-class _Difference(NamedTuple):
-    """Of a step with more draft tokens to a neighbour with fewer."""
-
-    step: int
-    tokens: int
-    to_none: bool  # whether the neighbour has none
-    seconds: float

@@ -17,7 +17,7 @@ INTERVAL = 60.0
 """The seconds from what is learnt to when it is in the folder, at most."""
 
 _REST = 50.0  # times of what learning took, until it learns again
-_WAITING = 4096  # outputs, where learning cannot keep up: the oldest are left out
+_WAITING = 4096  # pieces of output, where learning cannot keep up: the oldest are left out
 _NOT_YET = 1.0  # seconds between attempts to learn while kernels are being compiled
 
 _log = logging.getLogger("vllm.hdraft")  # where vLLM's own handlers print it
@@ -51,7 +51,7 @@ class Learner:
         threading.Thread(target=self._run, name="hdraft-learner", daemon=True).start()
 
     def take(self, output_ids: IdArray) -> None:
-        """Have an output learnt: int[n] ids, those outside the vocabulary left out. Returns at once."""
+        """Have a piece of output learnt: int[n] ids, those outside the vocabulary left out. Returns at once."""
         if len(output_ids):
             self._waiting.append(output_ids)
             self._came.set()

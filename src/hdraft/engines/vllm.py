@@ -53,7 +53,7 @@ class Settings:
     Attributes:
         model_database: D_m, a folder or a name on the Hub.
         statistics_database: D_s, likewise.
-        learn: whether what a request has generated may be drafted for later ones.
+        learn: whether what a request generates may be drafted for others.
         drafter_state: a folder that what is learnt is kept in, from one start to the next.
         max_batch: the most rows that are drafted for; with more, none is.
         min_match: how many of a row's last tokens must have occurred before in this order, for a draft.
