@@ -57,11 +57,11 @@ def test_outputs_are_learnt_without_being_waited_for_in_the_order_in_which_they_
 
 def test_without_a_folder_it_sleeps_once_it_has_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learning, "INTERVAL", 0.05)  # after which it would be time to write
-    tries: list[float] = []
+    tries: list[Learner] = []
     attempt = Learner._try
 
     def noted(self: Learner, only_if_due: bool = False) -> bool:
-        tries.append(time.monotonic())
+        tries.append(self)
         return attempt(self, only_if_due)
 
     monkeypatch.setattr(Learner, "_try", noted)
@@ -70,7 +70,7 @@ def test_without_a_folder_it_sleeps_once_it_has_learnt(monkeypatch: pytest.Monke
     learner.take(OUTPUT)
     wait_for(lambda: len(documents(ours)) == 1)
     time.sleep(0.5)
-    assert len(tries) == 1
+    assert tries.count(learner) == 1  # those of other tests may still be at work
     learner.close()
 
 
@@ -253,5 +253,5 @@ def test_a_worker_that_is_stopped_keeps_what_it_learnt_and_one_that_is_killed_wh
     assert {tuple(document) for document in found} <= {
         tuple(range(begin, end)) for begin in range(20, 60) for end in range(begin + 1, 61)
     }
-    whole = [each for each in found if each[-1] == 59 and each[0] > 22]  # the last lesson of a request
-    assert len(whole) > (20 if how == signal.SIGTERM else 0) and len(found) > 1.9 * len(whole)
+    begun, ended = (sum(each) for each in zip(*((each[0] <= 22, each[-1] == 59) for each in found), strict=True))
+    assert begun >= ended >= (20 if how == signal.SIGTERM else 0)  # as many as had ended when the last one began
