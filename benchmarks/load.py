@@ -10,18 +10,18 @@ adapter knows nothing of that: it learns its prices from the clock, as in a serv
 Throughput is a ratio to the same steps without drafts.
 """
 
-import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from propose import vllm_config
+from propose import databases, make_parser, vllm_config
 from rich.console import Console
 from rich.table import Table
 
+from hdraft.drafting.threads import Threads
 from hdraft.engines import batch
 from hdraft.engines.vllm import HierarchyProposer
 from hdraft.evaluation.traces import Request, read_traces
@@ -38,6 +38,19 @@ class Clock:
     def perf_counter(self) -> float:
         """The seconds."""
         return self.now
+
+
+class Drafting(Threads):
+    """One thread, on which drafting takes as long as is modelled."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(1)
+        self._clock = clock
+
+    def over(self, rows: int, work: Callable[[int, int], None]) -> None:
+        """As `Threads` does."""
+        self._clock.now += _DRAFTING * rows
+        super().over(rows, work)
 
 
 def serve(
@@ -88,40 +101,24 @@ def serve(
 
 
 def make(vocab_size: int, tokens: int, max_length: int, settings: dict[str, Any], clock: Clock) -> HierarchyProposer:
-    """A proposer that goes by this clock, on one thread."""
+    """A proposer that goes by this clock."""
     proposer = HierarchyProposer(vllm_config(vocab_size, tokens, max_length, settings))
     assert proposer._batch is not None
     proposer._batch.drafter.warm_up()  # while kernels are compiled nothing is drafted
-    chains = proposer._batch._chains
-
-    def timed(requests: Sequence[batch.Request], price: float) -> list[list[int]]:
-        clock.now += _DRAFTING * len(requests)
-        return chains(requests, price)
-
-    proposer._batch._chains = timed  # type: ignore[method-assign]
+    proposer._batch._threads = Drafting(clock)
+    if proposer._batch.learner:
+        proposer._batch.learner.close()  # its thread: it learns between two steps, when it is told to
     return proposer
 
 
 def main() -> None:
     """Model, print and write."""
-    parser = argparse.ArgumentParser(description="What drafting gains in a batch, by what a token costs there.")
-    parser.add_argument("trace", nargs="+", help="traces, .jsonl or .jsonl.gz")
-    parser.add_argument("--vocab-size", type=int, required=True)
-    parser.add_argument("--model-database", metavar="DIR")
-    parser.add_argument("--statistics-database", metavar="DIR")
-    parser.add_argument("--tokens", type=int, default=8, help="num_speculative_tokens")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
+    parser = make_parser("What drafting gains in a batch, by what a token costs there.")
     parser.add_argument("--doubling", type=float, nargs="+", default=[100_000, 1000, 250, 64])
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures there too")
     arguments = parser.parse_args()
-    named = {
-        "model_database": arguments.model_database,
-        "statistics_database": arguments.statistics_database,
-    }
-    databases = {name: folder for name, folder in named.items() if folder is not None}
     methods: dict[str, dict[str, Any]] = {"D_c alone": {}, "learning": {"learn": True}}
-    if databases:
-        methods |= {"databases": databases, "databases, learning": databases | {"learn": True}}
+    if given := databases(arguments):
+        methods |= {"databases": given, "databases, learning": given | {"learn": True}}
     trace = read_traces(arguments.trace)
     longest = max(len(request.prompt_ids) + len(request.output_ids) for request in trace) + 100
     table = Table("tokens that double a step", "at once", "", "throughput", "MAT", "drafted a row")

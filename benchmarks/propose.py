@@ -131,24 +131,32 @@ def run(
     return figures
 
 
-def main() -> None:
-    """Measure, print and write."""
-    parser = argparse.ArgumentParser(description="What `propose` of the vLLM adapter costs.")
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """What to draft, from what, for how many rows, and where to write figures."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("trace", nargs="+", help="traces, .jsonl or .jsonl.gz")
     parser.add_argument("--vocab-size", type=int, required=True)
     parser.add_argument("--model-database", metavar="DIR")
     parser.add_argument("--statistics-database", metavar="DIR")
     parser.add_argument("--tokens", type=int, default=8, help="num_speculative_tokens")
-    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures there too")
+    return parser
+
+
+def databases(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The databases that are given, as settings of the proposer."""
+    names = ("model_database", "statistics_database")
+    return {name: folder for name in names if (folder := getattr(arguments, name)) is not None}
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = make_parser("What `propose` of the vLLM adapter costs.")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     arguments = parser.parse_args()
-    databases = {
-        "model_database": arguments.model_database,
-        "statistics_database": arguments.statistics_database,
-    }
-    settings = {name: folder for name, folder in databases.items() if folder is not None}
+    settings = databases(arguments)
     trace = read_traces(arguments.trace)
     longest = max(len(request.prompt_ids) + len(request.output_ids) for request in trace) + 1
     figures = {}

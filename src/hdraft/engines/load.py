@@ -47,7 +47,7 @@ class Load:
     def next_price(self, rows: int) -> float:
         """The price to draft by in the next step; now and then another than is right, so that steps tell more."""
         batches = self.batches(rows)
-        turn, batches.drafting = batches.drafting % _LOOK, batches.drafting + 1
+        turn, batches.turns = batches.turns % _LOOK, batches.turns + 1
         if turn == _LOOK // 2:
             return _NEVER
         return self.price(rows) / (1 if turn else 2)
@@ -80,12 +80,12 @@ class Batches:
 
     Attributes:
         delays: what draft tokens delay their steps by.
-        drafting: steps that were drafted for, since drafting rested.
+        turns: steps that were drafted for, since drafting rested.
     """
 
     def __init__(self) -> None:
         self.delays = Delays()
-        self.drafting = 0
+        self.turns = 0
         self._tokens, self._seconds, self._steps = 0.0, 0.0, 0.0
         self._gain, self._tried = 0.0, 0
         self._rest, self._next_rest = 0, _RESTS[0]
@@ -112,7 +112,7 @@ class Batches:
         if self._gain >= 0:
             self._next_rest = _RESTS[0]
             return
-        self._gain, self._tried, self.drafting = 0.0, 0, 0
+        self._gain, self._tried, self.turns = 0.0, 0, 0
         self._rest, self._next_rest = self._next_rest, min(2 * self._next_rest, _RESTS[1])
 
     def drafts(self) -> bool:
