@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hdraft.drafting.databases import candidates
-from hdraft.drafting.databases.candidates import MISSING, WIDTH, allocate, find, key_of, probability_of, put
+from hdraft.drafting.databases.candidates import MISSING, WIDTH, allocate, find, key_of, probability_of, put, put_again
 
 contexts = st.tuples(st.integers(-1, 6), st.integers(0, 6))
 rows = st.lists(st.floats(-20, 0, width=32), min_size=1, max_size=WIDTH + 3)
 
 
-def keep(table: candidates.CandidateTable, context: tuple[int, int], scores: list[float], now: int = 0) -> None:
+def keep(table: candidates.CandidateTable, context: tuple[int, int], scores: list[float], now: int = 0) -> int:
     tokens = np.arange(len(scores), dtype=np.int32) + 10
-    put(table, key_of(*context), tokens, np.array(scores, np.float32), now)
+    return put(table, key_of(*context), tokens, np.array(scores, np.float32), now)
 
 
 @given(st.lists(st.tuples(contexts, rows), max_size=40))
@@ -54,6 +54,18 @@ def test_where_there_is_no_room_the_rows_kept_longest_ago_make_way(kept: list[tu
     for before in range(-1, 7):
         for last in range(7):
             assert (find(table, key_of(before, last)) != MISSING) == ((before, last) in expected)
+
+
+@given(st.lists(st.tuples(contexts, contexts, rows), max_size=40), st.sampled_from((4, 8, 256)))
+def test_a_row_kept_for_a_second_context_is_as_one_put_there(
+    kept: list[tuple[tuple[int, int], tuple[int, int], list[float]]], slots: int
+) -> None:
+    twice, again = allocate(slots), allocate(slots)
+    for now, (context, second, scores) in enumerate(kept):
+        keep(twice, context, scores, now // 3)
+        keep(twice, second, scores, now // 3)
+        put_again(again, key_of(*second), keep(again, context, scores, now // 3), now // 3)
+    np.testing.assert_equal(again._asdict(), twice._asdict())
 
 
 def test_a_context_of_one_token_is_another_than_any_of_two() -> None:

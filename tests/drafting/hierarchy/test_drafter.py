@@ -11,6 +11,7 @@ from hdraft.drafting.databases.context import MAX_LENGTH
 from hdraft.drafting.databases.frequent import SUFFIX_LENGTH
 from hdraft.drafting.databases.model import ModelDatabase
 from hdraft.drafting.databases.statistics import StatisticsDatabase
+from hdraft.drafting.drafter import Candidates
 from hdraft.drafting.hierarchy import drafter as hierarchy
 from hdraft.drafting.hierarchy import growth
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
@@ -434,3 +435,15 @@ def test_what_tokens_are_drawn_by_tells_which_of_those_seen_comes_next() -> None
             session.close()
         right[known] = hits / total
     assert right[False] < 0.55 < 0.65 < right[True], right
+
+
+@pytest.mark.parametrize("drafts", [(False, False), (True, False), (False, True), (True, True)])
+def test_candidates_are_recycled_whether_or_not_there_was_a_tree_between_their_steps(drafts: tuple[bool, ...]) -> None:
+    session = HierarchyDrafter(100).session([1, 2])
+    for emitted, follows, draft in zip((3, 4), (50, 60), drafts, strict=True):
+        session.extend([emitted], candidates=Candidates(DraftTree([], []), np.array([[follows]]), np.array([[-0.1]])))
+        if draft:
+            session.propose(4)
+    for text_ends, follows in ((2, 50), (3, 60)):
+        session.extend([text_ends])
+        assert follows in session.propose(4).tokens

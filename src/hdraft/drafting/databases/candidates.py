@@ -68,8 +68,28 @@ def find(table: CandidateTable, key: int) -> int:
 @kernel
 def put(
     table: CandidateTable, key: int, tokens: npt.NDArray[np.int32], scores: npt.NDArray[np.float32], now: int
-) -> None:
-    """Keep a row: int32[k] tokens, likeliest first, and float32[k] logarithms of their probabilities."""
+) -> int:
+    """Keep a row, int32[k] tokens, likeliest first, and float32[k] logarithms of their probabilities: its slot."""
+    place = _make_way(table, key, now)
+    for i in range(WIDTH):
+        known = i < len(tokens)
+        table.token[place, i] = tokens[i] if known else -1
+        table.probability[place, i] = probability_of(scores[i]) if known else 0.0
+    return place
+
+
+@kernel
+def put_again(table: CandidateTable, key: int, slot: int, now: int) -> None:
+    """Keep the row of a slot for another context, too."""
+    place = _make_way(table, key, now)
+    for i in range(WIDTH):
+        table.token[place, i] = table.token[slot, i]
+        table.probability[place, i] = table.probability[slot, i]
+
+
+@kernel
+def _make_way(table: CandidateTable, key: int, now: int) -> int:
+    """The slot for a context that is seen now: its own, a free one, or the oldest of its set."""
     first = _set_of(table, key)
     place = first
     for slot in range(first, first + _WAYS):
@@ -80,10 +100,7 @@ def put(
             place = slot
     table.key[place] = key
     table.seen[place] = now
-    for i in range(WIDTH):
-        known = i < len(tokens)
-        table.token[place, i] = tokens[i] if known else -1
-        table.probability[place, i] = probability_of(scores[i]) if known else 0.0
+    return int(place)
 
 
 @kernel

@@ -326,7 +326,8 @@ class HierarchySession:
             self._rule.record(self._drafted, len(ids))
         if candidates is not None:
             verified = _verified(candidates)
-            self._advance_and_grow(self._take_emitted(), _NO_PRICES)  # nothing, unless there was no tree meanwhile
+            if self._seen < len(self._output):  # there was no tree meanwhile
+                self._advance_and_grow(self._take_emitted(), _NO_PRICES)
             if not len(self._databases.candidates.key):
                 self._replace(candidates=allocate_candidates(_ROWS))
             self._verified = verified

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hdraft.drafting.databases.candidates import key_of, put
+from hdraft.drafting.databases.candidates import key_of, put, put_again
 from hdraft.drafting.databases.context import TEXT, append, has_room
 from hdraft.drafting.hierarchy import lookups, matching, mixing, reference
 from hdraft.drafting.hierarchy.budget import least_worthwhile
@@ -197,9 +197,9 @@ def _recycle(databases: Databases, verified: Verified, length: int) -> None:
             before = int(verified.nodes[parent]) if parent >= 0 else last
             last = int(verified.nodes[row - 1])
         if last >= 0:
-            put(databases.candidates, key_of(-1, last), verified.tokens[row], verified.scores[row], length)
+            slot = put(databases.candidates, key_of(-1, last), verified.tokens[row], verified.scores[row], length)
             if before >= 0:
-                put(databases.candidates, key_of(before, last), verified.tokens[row], verified.scores[row], length)
+                put_again(databases.candidates, key_of(before, last), slot, length)
 
 
 @kernel
