@@ -227,7 +227,7 @@ def test_the_kernels_compile_for_an_h100(monkeypatch, tmp_path, dtype, size, row
     monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
     number_format = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
     chosen = default_settings(torch.device("cpu"), number_format, rows, 1, 32, size)
-    padded = module._padded(size)
+    padded = module.padded_size(size)
     types = dict.fromkeys(("queries", "keys", "values", "result"), f"*{dtype}")
     types |= {
         "scaling": "fp32",

@@ -24,6 +24,9 @@ look at, see `padded_rows`."""
 FAMILIES = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
 """Models whose layers are norm, attention, norm, gated SiLU; the last norms each head's queries and keys too."""
 
+MOST_SHARING = 16
+"""The most query heads that may share keys where attention is `ordered`."""
+
 DEVICES = {"cuda"}
 """Devices that Triton's kernels run on."""
 
@@ -51,6 +54,7 @@ def fused_forward(
     positions: Tensor,
     views: Views,
     asked: Tensor | None = None,
+    ordered: bool = False,
 ) -> Tensor:
     """The logits of a step's rows; their keys and values are written to the slots from each layout's `start` on.
 
@@ -60,15 +64,18 @@ def fused_forward(
         ids, positions: int64[rows].
         views: what rows may look at.
         asked: int64[n], the rows whose logits are asked for; None for all.
+        ordered: whether attention is summed in the order of the text, see `ordered_attention`.
 
     Returns:
         float[n, vocabulary].
     """
     from hdraft.decoding.graphed.kernels import rms_norm, rotate_and_store, silu_times
+    from hdraft.decoding.graphed.ordered_attention import as_paths, ordered_attention
     from hdraft.decoding.graphed.tree_attention import as_bits, tree_attention
 
     decoder: Any = model.model
-    views = {name: (earliest, as_bits(among)) for name, (earliest, among) in views.items()}
+    attend, seen_by = (ordered_attention, as_paths) if ordered else (tree_attention, as_bits)
+    views = {name: (earliest, seen_by(among)) for name, (earliest, among) in views.items()}
     states: Tensor = decoder.embed_tokens(ids)
     cosines, sines = decoder.rotary_emb(states[None], positions[None])
     rotation = cosines[0].contiguous(), sines[0].contiguous()
@@ -84,7 +91,7 @@ def fused_forward(
             norms, epsilon = (attention.q_norm.weight, attention.k_norm.weight), attention.q_norm.variance_epsilon
         keys, values, start = slots.keys[0], slots.values[0], slots.layout.start
         queries = rotate_and_store(projected, rotation, norms, epsilon, keys, values, start).transpose(0, 1)
-        looked_up = tree_attention(queries, keys, values, start, earliest, among, attention.scaling)
+        looked_up = attend(queries, keys, values, start, earliest, among, attention.scaling)
         normed, total = rms_norm(attention.o_proj(looked_up), *_norm(layer.post_attention_layernorm), total)
         activated = silu_times(mlp.gate_proj(normed), mlp.up_proj(normed))
         normed, total = rms_norm(mlp.down_proj(activated), *_norm(after), total)

@@ -79,7 +79,7 @@ def tree_attention(
         bits,
         parts,
         sums,
-        scaling * _LOG2_E,
+        scaling * LOG2_E,
         rows,
         *queries.stride()[:2],
         *keys.stride()[:2],
@@ -87,8 +87,8 @@ def tree_attention(
         GROUP=group,
         SIZE=size,
         SIZE_V=size_v,
-        PADDED=_padded(size),
-        PADDED_V=_padded(size_v),
+        PADDED=padded_size(size),
+        PADDED_V=padded_size(size_v),
         BLOCK_M=chosen.block_m,
         BLOCK_N=chosen.block_n,
         WORD=_WORD,
@@ -101,8 +101,8 @@ def tree_attention(
         result,
         SPLITS=chosen.splits,
         SIZE_V=size_v,
-        PADDED_V=_padded(size_v),
-        num_warps=min(4, max(1, chosen.splits * _padded(size_v) // 1024)),
+        PADDED_V=padded_size(size_v),
+        num_warps=min(4, max(1, chosen.splits * padded_size(size_v) // 1024)),
     )
     return result
 
@@ -188,7 +188,7 @@ _FORMATS = (torch.float16, torch.bfloat16, torch.float32)
 
 _WORD = 64  # bits
 
-_LOG2_E = 1.4426950408889634  # the device's own exponential is that of two
+LOG2_E = 1.4426950408889634  # the device's own exponential is that of two
 
 
 @cache
@@ -196,8 +196,9 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
-def _padded(size: int) -> int:
-    return max(16, 1 << (size - 1).bit_length())  # the least that a matrix product takes is 16
+def padded_size(size: int) -> int:
+    """The size that a product's blocks have: a power of two, and no less than the least that it takes."""
+    return max(16, 1 << (size - 1).bit_length())
 
 
 if triton is not None:
