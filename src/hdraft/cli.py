@@ -231,7 +231,7 @@ ChatTemplate = Annotated[
 ]
 NoDraft = Annotated[bool, typer.Option("--no-draft", help="Decode ordinarily.")]
 Step = Annotated[
-    Literal["auto", "compiled", "captured", "static", "dynamic"],
+    Literal["auto", "compiled", "captured", "static", "dynamic", "exact"],
     typer.Option(help="How a step is run: auto is captured on a GPU, dynamic elsewhere; see docs/generate.md."),
 ]
 JsonFile = Annotated[

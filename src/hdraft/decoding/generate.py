@@ -87,6 +87,7 @@ def generate(
             given, it is learnt from the steps of all requests of the model; given, it stays as it is, so that a run can
             be repeated: `measure_costs` measures it.
         step: how a step behind the prompt is run, see `StepKind`; None for "captured" on a GPU and "dynamic" elsewhere.
+            "exact" gives in half precision, too, the tokens that it gives without a drafter, bit for bit.
         references: what the output will probably resemble, as texts (with `tokenizer`) or token ids: a file that is to
             be edited, documents that an answer quotes, its last version. They are drafted from, for this request alone;
             the model does not see them, and nothing is learnt of them.
@@ -101,6 +102,7 @@ def generate(
         UnsupportedError: before any work, for a model or an option that cannot be honoured.
         ValueError: an empty prompt, one of another shape, no drafter or one for another vocabulary, costs that are no
             times, an unknown kind of step, or references that cannot be drafted from.
+        RuntimeError: steps are to be exact, and this device's are not.
     """
     request = DecodingRequest(drafter, budget, costs, step, statistics, options.get("streamer"), references)
     return call_generate(model, input_ids, request, _take_all, options)
@@ -209,8 +211,8 @@ def _prepare(
         if attention_mask is not None and bool(attention_mask.all()):
             attention_mask = None  # no padding: as later versions of `generate` say it themselves
         shape = draft_shape(model)
-        check_lookahead(model, shape, drafter)
         step = default_step(model) if request.step is None else request.step
+        check_lookahead(model, shape, step, drafter)
         learnt = step_costs(model, step)
         costs = learnt if request.costs is None and weighs_costs(drafter) else request.costs
         request = replace(request, costs=costs, learnt=learnt)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from hdraft.decoding.drafts import NO_DRAFT, Drafts
-from hdraft.decoding.graphed.static_step import whole_tiles
 from hdraft.decoding.request import DecodingRequest
 from hdraft.decoding.stats import GenerationStats, Stopwatch
 from hdraft.decoding.target import Target
@@ -131,7 +130,7 @@ def _draft(
     drafts: Drafts, target: Target, text: int, request: DecodingRequest, chains: ChainRule | None
 ) -> tuple[DraftTree, DraftTree]:
     """The tree to verify behind `text` tokens, and the lookahead branch to run beside it: rank 0's, on every rank."""
-    budget = request.budget if target.static is None else whole_tiles(request.budget)
+    budget = target.most_drafted(request.budget)
     deepest = target.deepest_draft(text)
     depth = min(target.max_length - target.verified - text - 1, deepest)
     if depth <= 0:

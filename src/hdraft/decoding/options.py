@@ -14,6 +14,7 @@ from transformers.cache_utils import CacheLayerMixin
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
 from hdraft.decoding.cache import GrowingCache
+from hdraft.decoding.graphed.static_step import StepKind
 from hdraft.decoding.logs import say_once
 from hdraft.decoding.models.names import CACHE, generate_arguments, may_take, prepared_cache_argument, takes
 from hdraft.decoding.models.support import Shape, UnsupportedError, rope_limits
@@ -391,8 +392,8 @@ def check_references(drafter: Drafter | None, references: Sequence[Any]) -> None
         check_ids(ids, drafter.vocab_size)
 
 
-def check_lookahead(model: PreTrainedModel, shape: Shape, drafter: Drafter | None) -> None:
-    """Refuse a drafter with a lookahead branch, which is a tree, where drafts can be chains only.
+def check_lookahead(model: PreTrainedModel, shape: Shape, step: StepKind, drafter: Drafter | None) -> None:
+    """Refuse a drafter with a lookahead branch, which is a tree, where drafts can be chains only, or rows are counted.
 
     Raises:
         UnsupportedError: its message names the reason and the way out.
@@ -401,6 +402,11 @@ def check_lookahead(model: PreTrainedModel, shape: Shape, drafter: Drafter | Non
         raise UnsupportedError(
             f"{type(model).__name__} verifies single chains of draft tokens, and a lookahead branch is a tree:"
             " make the drafter with window=0, or use another"
+        )
+    if step == "exact" and lookahead_nodes(drafter):
+        raise UnsupportedError(
+            "exact steps have as many rows whatever is drafted, and none for a lookahead branch: make the drafter with"
+            " window=0, or use another"
         )
 
 

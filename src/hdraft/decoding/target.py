@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 
 from hdraft.decoding.cache import NO_TOKENS, GrowingCache
 from hdraft.decoding.drafts import NO_DRAFT
+from hdraft.decoding.graphed.fused import MOST_SHARING, can_fuse
 from hdraft.decoding.graphed.model_state import model_state
 from hdraft.decoding.graphed.static_sequence import StaticSequence
-from hdraft.decoding.graphed.static_step import StaticStepper, StepKind
+from hdraft.decoding.graphed.static_step import StaticStepper, StepKind, static_budget
 from hdraft.decoding.graphed.text_reader import TextReader
 from hdraft.decoding.growing import GrowingStepper
 from hdraft.decoding.logs import logger, say_once
@@ -28,6 +29,7 @@ from hdraft.decoding.models.ranks import ranks_of
 from hdraft.decoding.models.support import (
     PositionLimit,
     Shape,
+    UnsupportedError,
     embedding_weight,
     placeholders,
     restore_frequencies,
@@ -103,6 +105,9 @@ class Target:
             of_prompt: what the prompt's pass is given instead, by `prepare_inputs_for_generation`: pictures, sound,
                 embeddings.
             ahead: how many more tokens the prompt's pass reads than the sequence has, of those embeddings.
+
+        Raises:
+            UnsupportedError: steps are to be exact, and cannot be.
         """
         config = model.config.get_text_config(decoder=True)
         self.model = model
@@ -136,7 +141,7 @@ class Target:
         self.kind: StepKind = "dynamic"
         self.seconds_preparing = 0.0
         if step != "dynamic":
-            if (obstacle := self._obstacle()) is None:
+            if (obstacle := self._obstacle() or (self._inexact() if step == "exact" else None)) is None:
                 self.static = StaticSequence(model, self.cache, self.spans, step, budget, max_length, self.left_padding)
             else:
                 self._only_grow(step, obstacle)
@@ -211,6 +216,22 @@ class Target:
             return "autocast is on"
         return None
 
+    def _inexact(self) -> str | None:
+        """The reason why a row's logits may depend on how it was drafted; None where they need not."""
+        if not can_fuse(self.model):
+            return (
+                "they are for Llama, Mistral, Qwen 2 and Qwen 3 on a GPU, neither quantized nor with adapters or hooks"
+            )
+        config = self.model.config.get_text_config(decoder=True)
+        if config.num_attention_heads // config.num_key_value_heads > MOST_SHARING:
+            return f"more than {MOST_SHARING} query heads share keys"
+        spans = self.spans.values() if isinstance(self.spans, dict) else [self.spans]
+        return "layers look back over a window" if any(span.window is not None for span in spans) else None
+
+    def most_drafted(self, budget: int) -> int:
+        """The most draft tokens of a step, of so many as are allowed."""
+        return budget if self.static is None else static_budget(budget, self.static.kind)
+
     @property
     def verified(self) -> int:
         """The tokens of the sequence that are verified and behind which the next text follows."""
@@ -224,6 +245,8 @@ class Target:
     def deepest_draft(self, text: int) -> int:
         """How deep a draft behind `text` more tokens may go: not at all, or so far that no position limit is passed."""
         text += len(self.unread)
+        if text > 1 and self.static is not None and self.static.kind == "exact":
+            return 0  # a pass over text is another shape with a draft
         if (self._of_prompt is not None or len(self.cache.states)) and not self.growing.decoding:
             return 0  # the prompt's pass is as `generate` takes it
         if text > (MOST_UNREAD if self.rereads else LONG_TEXT):
@@ -347,6 +370,8 @@ class Target:
         """What reads so many rows, text and the tree behind it, where static steps go on; None where it has to grow."""
         if self.static is None or self.static.stepper is not None or self.prefills_in_chunks or self.limits:
             return None
+        if self.static.kind == "exact":  # who reads a prompt must not depend on what was asked before
+            return None
         if self.attention_mask is not None or not self._counts_from_zero() or self._obstacle() is not None:
             return None
         return self.static.enter_to_read(self.length, rows)
@@ -357,6 +382,8 @@ class Target:
         return known is None or bool((known == np.arange(len(known))).all())
 
     def _only_grow(self, kind: StepKind, obstacle: str) -> None:
+        if kind == "exact":
+            raise UnsupportedError(f"{type(self.model).__name__}: no exact steps: {obstacle}")
         say_once(f"{type(self.model).__name__}: steps are dynamic and not {kind}: {obstacle}")
         self.static = None
 

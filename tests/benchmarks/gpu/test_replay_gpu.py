@@ -209,7 +209,7 @@ def test_the_time_of_steps_attention_and_kernels(
     file, profile = tmp_path / "figures.json", tmp_path / "profile.txt"
     tiny = ("--shape", "tiny", "--dtype", "float32", "--device", "cpu", "--cached", 40, "--json", file)
     run(sizes, monkeypatch, *tiny, "--profile", profile)
-    record = json.loads(file.read_text())["tiny-float32-sizes"]
+    record = json.loads(file.read_text())["tiny-float32-captured-sizes"]
     assert [row["rows"] for row in record["steps"][0]["sizes"]] == ROWS and record["not_measured"] == []
     alone = {(row["attention"], row["rows"]): row for row in record["attention"]}
     assert alone["math", 1]["milliseconds"] > 0 and alone["math", 64]["width"] == 256
@@ -381,9 +381,9 @@ def test_what_the_script_runs_on_a_gpu(folder: Path, tmp_path: Path, shape: str)
     """A stand-in for Python tells what it was asked for, and writes what is asked for."""
     python, calls = tmp_path / "python", tmp_path / "calls"
     python.write_text(
-        f'#!/bin/sh\n[ "$1" = -c ] && exit 0\necho "$*" >> {calls}\n'
-        'while [ $# -gt 0 ]; do case $1 in --json|--profile) echo "{}" > "$2"; done=$2;; esac; shift; done\n'
-        "case $done in *precision*) echo three lines; exit 3;; esac\n"
+        f'#!/bin/sh\n[ "$1" = -c ] && exit 0\nscript=$1\necho "$*" >> {calls}\n'
+        'while [ $# -gt 0 ]; do case $1 in --json|--profile) echo "{}" > "$2";; esac; shift; done\n'
+        "case $script in *precision.py) echo three lines; exit 3;; esac\n"
     )
     python.chmod(0o755)
     output = tmp_path / "output"
@@ -401,18 +401,23 @@ def test_what_the_script_runs_on_a_gpu(folder: Path, tmp_path: Path, shape: str)
     ran = [each for each in ran if each not in beside]
     asked = [dict(pairwise(each)) for each in ran]
     assert [each[0] for each in ran[:3]] == [f"benchmarks/gpu/{name}.py" for name in ("memory", "sizes", "replay")]
-    assert {each.get("--families") for each in asked[3:6]} == {"dense", "experts", None}
-    of = [(each["--shape"], each["--dtype"], each["--step"]) for each in asked[6:]]
     others = ("llama-3-8b", "qwen3-8b", "llama-2-13b") if shape == "llama-2-7b" else ()
+    exact = {
+        (each["--shape"], each["--dtype"]) for words, each in zip(ran, asked, strict=True) if "exact.py" in words[0]
+    }
+    assert exact == {(shape, "float16"), ("llama-3-8b", "bfloat16")}
+    assert {each.get("--families") for each in asked[3:8]} == {"dense", "experts", None}
+    of = [(each["--shape"], each["--dtype"], each["--step"]) for each in asked[8:]]
     assert of == [
+        (shape, "float16", "exact"),
         *((other, "float16", "captured") for other in others),
         (shape, "bfloat16", "captured"),
         (shape, "float16", "compiled"),
     ]
-    for words, each in zip(ran[6:], asked[6:], strict=True):
+    for words, each in zip(ran[8:], asked[8:], strict=True):
         assert "--methods vanilla hd-63" in " ".join(words) and "transformers-static" not in words
         longer = each["--shape"] in others and each["--shape"] != "llama-2-13b"
         assert ("--cached 512 4000" in " ".join(words)) == longer
-    *seconds, compiled = (int(each["--seconds"]) for each in [asked[2], *asked[6:]])
+    *seconds, compiled = (int(each["--seconds"]) for each in [asked[2], *asked[8:]])
     assert 100 < seconds[0] < 230 and seconds == sorted(seconds)
     assert compiled <= seconds[-1] < 555 * 6 / 7, "which has what the others left, and no share of its own"

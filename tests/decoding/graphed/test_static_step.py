@@ -23,7 +23,7 @@ from hdraft.decoding import Statistics, generate, logs, measure_costs, stream
 from hdraft.decoding.cache import GrowingCache
 from hdraft.decoding.graphed import static_step as static
 from hdraft.decoding.graphed.static_cache import SPARE, StaticCache, bucket
-from hdraft.decoding.graphed.static_step import PROGRAMS, ROWS, padded, whole_tiles
+from hdraft.decoding.graphed.static_step import PROGRAMS, ROWS, padded, static_budget
 from hdraft.decoding.masks import Span, padded_rows, tree_mask
 from hdraft.decoding.target import Target
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
@@ -62,9 +62,9 @@ def test_rows_are_padded_to_the_next_size(rows):
 
 @given(st.integers(0, 300))
 def test_a_budget_is_cut_by_one_where_the_last_draft_would_take_a_tile_for_itself(budget):
-    cut = whole_tiles(budget)
+    cut = static_budget(budget, "captured")
     assert cut == budget - 1 if budget and padded(1 + budget) - budget == 16 else cut == budget
-    assert whole_tiles(1) == 1 and whole_tiles(64) == 63
+    assert static_budget(1, "captured") == 1 and static_budget(64, "captured") == 63
 
 
 @given(

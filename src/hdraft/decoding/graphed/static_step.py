@@ -52,12 +52,18 @@ from hdraft.drafting.tree import DraftTree
 if TYPE_CHECKING:
     from hdraft.decoding.graphed.text_reader import TextReader
 
-StepKind = Literal["compiled", "captured", "static", "dynamic"]
+StepKind = Literal["compiled", "captured", "static", "dynamic", "exact"]
 """How a decoding step is run: a static step compiled by torch and captured as a CUDA graph; captured alone; run one
-operation after the other; or a step whose cache and inputs grow. Where one does not work, the next is taken."""
+operation after the other; or a step whose cache and inputs grow. Where one does not work, the next is taken.
+
+An exact step is captured, has `EXACT_ROWS` rows with drafts and without, and gives a row the same logits, to the bit,
+however it was drafted. Nothing takes its place."""
 
 ROWS = (1, 4, 8, 16, 32)
 """The numbers of rows that a step is padded to, by the tiles of matrix products; beyond are multiples of 16."""
+
+EXACT_ROWS = 64
+"""The rows of every exact step: a matrix product of another shape may be added up in another order."""
 
 PROGRAMS = 128
 """The most programs, and graphs, kept for a sequence; of more, the one not used for longest is dropped."""
@@ -87,8 +93,19 @@ def padded(rows: int) -> int:
     return next((size for size in ROWS if rows <= size), -(-rows // 16) * 16)
 
 
-def whole_tiles(budget: int) -> int:
-    """A budget that leaves no tile of sixteen rows to its last draft token alone: 64 are 65 rows, and padded to 80."""
+def step_rows(rows: int, kind: StepKind) -> int:
+    """The rows of a static step over so many, at most `EXACT_ROWS` where steps are exact."""
+    return EXACT_ROWS if kind == "exact" else padded(rows)
+
+
+def static_budget(budget: int, kind: StepKind) -> int:
+    """The draft tokens of a static step, of so many: no tile of sixteen rows is there for its last draft token alone.
+
+    >>> [static_budget(budget, "captured") for budget in (0, 63, 64, 100)], static_budget(100, "exact")
+    ([0, 63, 63, 100], 63)
+    """
+    if kind == "exact":
+        return min(budget, EXACT_ROWS - 1)
     return budget - 1 if budget and budget % 16 == 0 else budget
 
 
@@ -214,7 +231,7 @@ class StaticStepper:
         Returns:
             The seconds that it took to compile and capture what had not been met before.
         """
-        rows = padded(1 + len(tree))
+        rows = step_rows(1 + len(tree), self.kind)
         if self.kept and (rows == 1 or len(self.kept[1]) > MOVED or self.cache.crowded(length, rows)):
             self.settle()
         columns = self.cache.prepare(length, rows)
@@ -315,7 +332,8 @@ class StaticStepper:
 
     def fits(self, length: int, rows: int) -> bool:
         """Whether a step of so many rows behind `length` tokens fits."""
-        return padded(rows) <= self.rows and self.cache.fits(length, padded(rows))
+        rows = step_rows(rows, self.kind)
+        return rows <= self.rows and self.cache.fits(length, rows)
 
     def fill(self, inputs: Inputs, rows: int, token: int, tree: DraftTree, length: int, position: int) -> None:
         """Fill in the host's inputs of a step over a token and the tree behind it, padded to so many rows."""
@@ -338,6 +356,7 @@ class StaticStepper:
     def _program(self, rows: int, columns: tuple[int, ...]) -> Program:
         """The step for such inputs, as far as it can be compiled and captured; tried on the inputs that are there."""
         eager = partial(self._run, self.unfused, rows, columns)
+        fused = partial(fused_forward, ordered=True) if self.kind == "exact" else fused_forward
         eager()
         self.there.moves.zero_()  # they are done, and the step will be run again
         if self.kind == "compiled" and not self.programs:
@@ -347,14 +366,19 @@ class StaticStepper:
             expected = self.logits_of(rows).clone()
             try:
                 unfused = partial(self._masked, self._compiled) if self.kind == "compiled" else self.unfused
-                run = partial(self._run, fused_forward if self.fused else unfused, rows, columns)
+                run = partial(self._run, fused if self.fused else unfused, rows, columns)
                 run()  # what is compiled is compiled before it is captured
                 program = run if self.kind == "static" else capture(run, self.device, self.pool)
                 program()
-                if (far := difference(self.logits_of(rows), expected)) is None:
+                if (far := difference(self.logits_of(rows), expected)) is not None:
+                    reason = f"logits differ by {far:.1g} of their spread"
+                elif self.kind == "exact" and not self._rows_alike(program, rows):
+                    reason = "what a row comes to depends on its place among others"
+                else:
                     return program
-                reason = f"logits differ by {far:.1g} of their spread"
             except torch.OutOfMemoryError:
+                if self.kind == "exact":
+                    raise
                 say_once(f"{type(self.model()).__name__}: no memory to have all steps {self.kind}: some are static")
                 self.pool = graph_pool(self.device)
                 break
@@ -363,6 +387,19 @@ class StaticStepper:
             self._fall_back(reason)
             eager()
         return eager
+
+    def _rows_alike(self, program: Program, rows: int) -> bool:
+        """Whether rows of the same token, behind the same text, come to the same, to the bit; then runs the step."""
+        inputs = self.there
+        for each in (inputs.tokens, inputs.positions, *inputs.earliest):
+            each[:rows] = each[0].clone()
+        inputs.among[:, : rows * rows] = torch.eye(rows, dtype=torch.bool, device=self.device).flatten()
+        program()
+        alike = torch.equal(self.logits_of(rows), self.logits_of(rows)[:1].expand(rows, -1))
+        inputs.buffer.copy_(self.host.buffer)
+        inputs.moves.zero_()
+        program()
+        return alike
 
     def _selection(self, rows: int) -> Program:
         """`_select` for so many rows, captured where steps are."""
@@ -380,13 +417,15 @@ class StaticStepper:
 
     def _fall_back(self, reason: str) -> None:
         model = cast(PreTrainedModel, self.model())
+        if self.kind == "exact":
+            raise RuntimeError(f'{type(model).__name__}: no exact steps here, take step="captured": {reason}')
         if self.fused:
             self.fused, _unfused[model] = False, self.state
             self.pool = graph_pool(self.device)
             logger.warning("%s: layers are run by transformers and not fused: %s", type(model).__name__, reason)
             return
         failed, (then, others) = self.kind, _failed.get(model, (self.state, set[StepKind]()))
-        _failed[model] = self.state, {failed} | (others if then == self.state else set())
+        _failed[model] = self.state, {*others, failed} if then == self.state else {failed}
         self.kind = _best(model, self.state, failed)
         self.pool = graph_pool(self.device)
         logger.warning("%s: steps are %s and not %s: %s", type(model).__name__, self.kind, failed, reason)
