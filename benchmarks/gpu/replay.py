@@ -30,7 +30,8 @@ from timed_report import figures, markdown, parts, score
 from timing import Seconds, Timing
 
 from hdraft import measure_costs
-from hdraft.decoding.graphed.static_step import StepKind, whole_tiles
+from hdraft.decoding.graphed.static_step import StepKind, static_budget
+from hdraft.decoding.target import LONG_TEXT
 from hdraft.drafting import Drafter
 from hdraft.drafting.hierarchy.drafter import HierarchyDrafter
 from hdraft.evaluation.machine import machine_with
@@ -214,8 +215,11 @@ class Run:
         if twin is None:
             return
         costs, timing = self.costs if method.adaptive else None, method.timings[-1]
-        budget = method.budget if timing.kind == "dynamic" else whole_tiles(method.budget)
-        expected = replay([request], AskedAsDecoding(twin), budget, costs=costs).scores[ALL]
+        exact = timing.kind == "exact"
+        most_text = 1 if exact else LONG_TEXT
+        static = static_budget(method.budget, "exact" if exact else "captured")
+        budget = method.budget if timing.kind == "dynamic" else static
+        expected = replay([request], AskedAsDecoding(twin, most_text), budget, costs=costs).scores[ALL]
         measured = score([timing])
         if (measured.tokens, measured.sizes) != (expected.tokens, expected.sizes):
             self.mat_differs.append(

@@ -27,7 +27,7 @@ case $shape in
   llama-2-7b) dtype=float16 others='llama-3-8b qwen3-8b llama-2-13b' turns=24 tokens=256 prompts=3 ;;
   *) dtype=float16 others='' turns=40 tokens=128 prompts=3 ;;
 esac
-known="machine steps replay lossless lossless-experts precision $others bfloat16 compiled"
+known="machine steps replay lossless lossless-experts precision exact exact-bfloat16 exact-replay $others bfloat16 compiled"
 drafts=$([[ -n $asked ]] || echo yes)
 for name in $asked; do
   [[ " $known " == *" $name "* ]] || { echo "no part $name: there are $known" >&2; exit 2; }
@@ -125,7 +125,18 @@ start lossless-experts 10 "$PYTHON" benchmarks/lossless.py --families experts --
   --steps dynamic captured --seconds $((granted * 6 / 7)) --json "$output/lossless.json"
 start precision 10 "$PYTHON" benchmarks/precision.py --device "$device" --step captured --prompts "$prompts" \
   --json "$output/precision.json"
-finish lossless lossless-experts precision
+if [[ $device == cuda* ]]; then
+  start exact 30 "$PYTHON" benchmarks/gpu/exact.py --shape "$shape" --dtype "$dtype" --tokens 48 \
+    --seconds $((granted * 6 / 7)) --json "$output/precision.json"
+  sharing=${others%% *}
+  start exact-bfloat16 30 "$PYTHON" benchmarks/gpu/exact.py --shape "${sharing:-$shape}" --dtype bfloat16 --tokens 48 \
+    --seconds $((granted * 6 / 7)) --json "$output/precision.json"
+fi
+finish lossless lossless-experts precision exact exact-bfloat16
+if [[ $device == cuda* ]]; then
+  grant 60
+  replayed exact-replay 40 "$shape" "$dtype" exact --turns "$turns" --methods vanilla hd-63
+fi
 for other in $others; do
   grant 55
   longer=4000

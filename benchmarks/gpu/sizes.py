@@ -89,7 +89,8 @@ def measure_attention(model: PreTrainedModel, rows: int, cached: int) -> list[di
     """The milliseconds that the attention of all layers takes in a step, by each implementation: alone, and captured.
 
     torch's are asked as transformers asks them: keys and values of a bucket, repeated for every head, and a mask to
-    add. "hdraft" is the kernel of fused steps. Each layer has keys and values of its own, which come from memory.
+    add. "hdraft" is the kernel of fused steps, "hdraft, exact" are those of exact ones. Each layer has keys and values
+    of its own, which come from memory.
     """
     config, device, many = model.config, model.device, range(model.config.num_hidden_layers)
     kind: dict[str, Any] = {"dtype": model.dtype, "device": device}
@@ -112,11 +113,19 @@ def measure_attention(model: PreTrainedModel, rows: int, cached: int) -> list[di
         for keys, values in layers:
             tree_attention(queries[0], keys, values, start, earliest, among, head**-0.5)
 
+    def ordered() -> None:
+        from hdraft.decoding.graphed.ordered_attention import as_paths, ordered_attention
+
+        paths = as_paths(among)
+        for keys, values in layers:
+            ordered_attention(queries[0], keys, values, start, earliest, paths, head**-0.5)
+
     layers = [torch.randn(2, heads, width, head, **kind) for _ in many]
     measured = [_row(name, rows, width, repeated, sdpa_kernel(backend), device) for name, backend in BACKENDS.items()]
     if available(device):
         layers = [torch.randn(2, kv_heads, width, head, **kind) for _ in many]
         measured.append(_row("hdraft", rows, width, own, nullcontext(), device))
+        measured.append(_row("hdraft, exact", rows, width, ordered, nullcontext(), device))
     return measured
 
 
@@ -197,7 +206,7 @@ def main() -> None:
     parser.add_argument("--step", choices=get_args(StepKind), default="captured", help="how a step is run")
     parser.add_argument("--cached", type=int, default=CACHED, help="tokens of text before the step")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="put there, beside other records")
-    parser.add_argument("--name", help="of the record; SHAPE-DTYPE-sizes unless given")
+    parser.add_argument("--name", help="of the record; SHAPE-DTYPE-STEP-sizes unless given")
     parser.add_argument("--profile", type=Path, metavar="FILE", help="write where a step's time goes there")
     arguments = parser.parse_args()
     try:
@@ -216,7 +225,7 @@ def main() -> None:
     }
 
     def write() -> None:
-        put(arguments.json, arguments.name or f"{arguments.shape}-{arguments.dtype}-sizes", record)
+        put(arguments.json, arguments.name or f"{arguments.shape}-{arguments.dtype}-{arguments.step}-sizes", record)
 
     with torch.no_grad(), log_lines() as record["log"]:
         model = random_model(arguments.shape, arguments.dtype, arguments.device)

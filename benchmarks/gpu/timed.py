@@ -114,13 +114,13 @@ class _Clock(LogitsProcessor):
 class AskedAsDecoding:
     """Asks a drafter for drafts only when decoding does: not behind too long a prompt, nor for the last token."""
 
-    def __init__(self, drafter: Drafter) -> None:
-        self.drafter = drafter
+    def __init__(self, drafter: Drafter, most_text: int = LONG_TEXT) -> None:
+        self.drafter, self.most_text = drafter, most_text
         self.vocab_size = drafter.vocab_size
 
     def session(self, prompt_ids: TokenIds, costs: Costs | None = None) -> DraftSession:
         """See `Drafter.session`."""
-        return _SessionAskedAsDecoding(self.drafter.session(prompt_ids, costs), len(prompt_ids) > LONG_TEXT)
+        return _SessionAskedAsDecoding(self.drafter.session(prompt_ids, costs), len(prompt_ids) > self.most_text)
 
 
 class _SessionAskedAsDecoding:
