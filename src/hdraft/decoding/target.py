@@ -245,8 +245,8 @@ class Target:
     def deepest_draft(self, text: int) -> int:
         """How deep a draft behind `text` more tokens may go: not at all, or so far that no position limit is passed."""
         text += len(self.unread)
-        if text > 1 and self.static is not None and self.static.kind == "exact":
-            return 0  # a pass over text is another shape with a draft
+        if self.static is not None and self.static.kind == "exact" and (text > 1 or not self.length):
+            return 0  # the prompt's pass is another shape with a draft
         if (self._of_prompt is not None or len(self.cache.states)) and not self.growing.decoding:
             return 0  # the prompt's pass is as `generate` takes it
         if text > (MOST_UNREAD if self.rereads else LONG_TEXT):

@@ -73,6 +73,17 @@ def test_drafts_change_no_bit_of_the_logits_in_half_precision(name, dtype, optio
     assert statistics.accepted_lengths[0] == 0  # no draft behind the prompt
 
 
+@pytest.mark.parametrize("options", [{"prefill_chunk_size": 2}, {}], ids=["chunks", "one token"])
+def test_however_the_prompt_is_read_drafts_change_no_bit(options):
+    model, ids = half("llama"), prompt(5 if options else 1)
+    alone, _ = run(model, ids, None, new=5, **options)
+    drafter = OracleDrafter(VOCABULARY, alone.sequences[0].tolist(), ids.shape[1], seed=3)
+    drafted, statistics = run(model, ids, drafter, new=5, **options)
+    assert torch.equal(torch.cat(drafted.logits), torch.cat(alone.logits))
+    assert statistics.kinds["dynamic"] == (2 if options else 1)
+    assert statistics.drafted > 0
+
+
 def test_no_request_tells_what_was_asked_before(monkeypatch):
     monkeypatch.setattr(text_reader.TextReader, "prepare", None)  # not called
     model = half("llama")
