@@ -216,7 +216,7 @@ class Run:
             return
         costs, timing = self.costs if method.adaptive else None, method.timings[-1]
         exact = timing.kind == "exact"
-        most_text = 1 if exact else LONG_TEXT
+        most_text = 0 if exact else LONG_TEXT
         static = static_budget(method.budget, "exact" if exact else "captured")
         budget = method.budget if timing.kind == "dynamic" else static
         expected = replay([request], AskedAsDecoding(twin, most_text), budget, costs=costs).scores[ALL]

@@ -232,7 +232,10 @@ ChatTemplate = Annotated[
 NoDraft = Annotated[bool, typer.Option("--no-draft", help="Decode ordinarily.")]
 Step = Annotated[
     Literal["auto", "compiled", "captured", "static", "dynamic", "exact"],
-    typer.Option(help="How a step is run: auto is captured on a GPU, dynamic elsewhere; see docs/generate.md."),
+    typer.Option(
+        help="How a step is run: auto is captured on a GPU, dynamic elsewhere; exact gives the same tokens with drafts"
+        " and without in half precision; see docs/generate.md."
+    ),
 ]
 JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", dir_okay=False, help="Write the figures to this file.")

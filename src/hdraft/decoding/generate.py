@@ -103,6 +103,7 @@ def generate(
         ValueError: an empty prompt, one of another shape, no drafter or one for another vocabulary, costs that are no
             times, an unknown kind of step, or references that cannot be drafted from.
         RuntimeError: steps are to be exact, and this device's are not.
+        torch.OutOfMemoryError: steps are to be exact, and there is no memory for them.
     """
     request = DecodingRequest(drafter, budget, costs, step, statistics, options.get("streamer"), references)
     return call_generate(model, input_ids, request, _take_all, options)
@@ -212,7 +213,7 @@ def _prepare(
             attention_mask = None  # no padding: as later versions of `generate` say it themselves
         shape = draft_shape(model)
         step = default_step(model) if request.step is None else request.step
-        check_lookahead(model, shape, step, drafter)
+        check_lookahead(model, shape, step, request.active_drafter)
         learnt = step_costs(model, step)
         costs = learnt if request.costs is None and weighs_costs(drafter) else request.costs
         request = replace(request, costs=costs, learnt=learnt)
@@ -227,7 +228,7 @@ def _prepare(
             positions,
             prefills_in_chunks=chunk is not None,
             step=step,
-            budget=0 if drafter is None else request.budget + lookahead_nodes(drafter),
+            budget=request.budget + lookahead_nodes(drafter) if request.active_drafter is not None else 0,
             max_length=int(min(limits, default=UNLIMITED)) + ahead,
             device=input_device(model, input_ids.device),
             extras=extras,

@@ -5,6 +5,7 @@ the prompt, and takes steps of any size; `StaticStepper` takes steps that are th
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from time import perf_counter
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 
 from hdraft.decoding.cache import NO_TOKENS, GrowingCache
 from hdraft.decoding.drafts import NO_DRAFT
+from hdraft.decoding.graphed.capture import without_cudnn_attention
 from hdraft.decoding.graphed.fused import MOST_SHARING, can_fuse
 from hdraft.decoding.graphed.model_state import model_state
 from hdraft.decoding.graphed.static_sequence import StaticSequence
@@ -141,7 +143,7 @@ class Target:
         self.kind: StepKind = "dynamic"
         self.seconds_preparing = 0.0
         if step != "dynamic":
-            if (obstacle := self._obstacle() or (self._inexact() if step == "exact" else None)) is None:
+            if (obstacle := self._obstacle(step)) is None:
                 self.static = StaticSequence(model, self.cache, self.spans, step, budget, max_length, self.left_padding)
             else:
                 self._only_grow(step, obstacle)
@@ -193,8 +195,8 @@ class Target:
         if self.static is not None:
             self.static.close(self.length, keep=sequence is not None)
 
-    def _obstacle(self) -> str | None:
-        """The reason why steps of this sequence cannot be the same program every time; None where they can."""
+    def _obstacle(self, kind: StepKind) -> str | None:
+        """The reason why steps of this sequence cannot be of a kind that is not "dynamic"; None where they can."""
         if len(self.cache.states):
             return "it keeps recurrent or convolutional states"
         if self.chains_only:
@@ -211,10 +213,10 @@ class Target:
             return "there is padding inside of the prompt"
         if not self.ranks.alone:  # memory and a capture may fail on one of them
             return "several processes run it together"
-        kind = self.device.type
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        device = self.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             return "autocast is on"
-        return None
+        return self._inexact() if kind == "exact" else None
 
     def _inexact(self) -> str | None:
         """The reason why a row's logits may depend on how it was drafted; None where they need not."""
@@ -320,7 +322,10 @@ class Target:
                 self.cache.states.hold()
         self._pass = text, tree
         self.inputs_ready = perf_counter()
-        logits = self.stepper.run(select)
+        # which implementation of attention reads a prompt must not depend on what other threads do
+        exact = self.static is not None and self.static.kind == "exact"
+        with without_cudnn_attention(self.device) if exact else nullcontext():
+            logits = self.stepper.run(select)
         self.length += m
         return logits
 
@@ -362,7 +367,7 @@ class Target:
         """The stepper of a static step of so many rows, with the sequence in it; None where the step has to grow."""
         if (static := self.static) is not None and not static.fits(self.length, rows):
             static.leave(self.length)
-            if (obstacle := self._obstacle() or static.enter(self.length, rows)) is not None:
+            if (obstacle := self._obstacle(static.kind) or static.enter(self.length, rows)) is not None:
                 self._only_grow(static.kind, obstacle)
         return None if self.static is None else self.static.stepper
 
@@ -370,9 +375,10 @@ class Target:
         """What reads so many rows, text and the tree behind it, where static steps go on; None where it has to grow."""
         if self.static is None or self.static.stepper is not None or self.prefills_in_chunks or self.limits:
             return None
-        if self.static.kind == "exact":  # who reads a prompt must not depend on what was asked before
+        kind = self.static.kind
+        if kind == "exact":  # who reads a prompt must not depend on what was asked before
             return None
-        if self.attention_mask is not None or not self._counts_from_zero() or self._obstacle() is not None:
+        if self.attention_mask is not None or not self._counts_from_zero() or self._obstacle(kind) is not None:
             return None
         return self.static.enter_to_read(self.length, rows)
 

@@ -14,6 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hdraft.decoding import StepKind
+from hdraft.decoding.models.probe import draft_shape
+from hdraft.decoding.target import Target
 from hdraft.drafting.databases.storage import DatabaseError
 from hdraft.serve.answering import Answerer
 from hdraft.serve.app import Service
@@ -64,8 +66,10 @@ def make_service(
         queue: how many requests may wait.
 
     Raises:
-        ConversationError, ValueError: as `Preparation` does.
+        ConversationError, ValueError: as `Preparation` does; the model cannot have exact steps.
     """
+    if step == "exact":
+        Target(model, draft_shape(model), step=step)  # refuses here what it would refuse to every request
     preparation = Preparation(model, tokenizer, tenants, chat_template, max_context)
     answerer = Answerer(model, tokenizer, budget=budget, step=step, cache_bytes=cache_bytes)
     tenants.drafter.warm_up()

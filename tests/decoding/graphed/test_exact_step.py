@@ -121,8 +121,19 @@ def test_a_device_whose_rows_come_to_different_bits_is_refused(monkeypatch):
         return result
 
     monkeypatch.setattr(torch.nn.functional, "linear", by_place)
-    with pytest.raises(RuntimeError, match=r"no exact steps here.*depends on its place"):
+    with pytest.raises(RuntimeError, match=r"no exact steps here.*other logits in a draft than in text"):
         run(half("llama"), prompt(20), None)
+
+
+def test_attention_that_adds_up_drafts_otherwise_than_text_is_refused(monkeypatch):
+    monkeypatch.setattr(ordered_attention, "ordered_attention", by_slot)
+    monkeypatch.setattr(ordered_attention, "as_paths", tree_attention.as_bits)
+    with pytest.raises(RuntimeError, match=r"no exact steps here.*other logits in a draft than in text"):
+        run(half("llama"), prompt(20), None)
+
+
+def by_slot(queries, keys, values, start, earliest, among, scaling):
+    return tree_attention.tree_attention(queries, keys, values, start, earliest, among, scaling, block_n=16)
 
 
 @pytest.mark.parametrize("what", ["raises", "memory"])
@@ -134,6 +145,25 @@ def test_nothing_takes_an_exact_steps_place(what, monkeypatch):
     expected = torch.OutOfMemoryError if what == "memory" else RuntimeError
     with pytest.raises(expected, match="no memory" if what == "memory" else "no exact steps here.*no such instruction"):
         run(half("llama"), prompt(20), None)
+
+
+def test_what_captured_steps_failed_at_does_not_make_exact_ones_of_transformers_layers(monkeypatch):
+    model = half("llama")
+    with monkeypatch.context() as context:
+        context.setattr(static, "fused_forward", lambda *_, **__: 1 / 0)
+        hdraft.generate(model, prompt(20), None, step="static", max_new_tokens=3)
+    assert not static._idle[model].fused
+    run(model, prompt(20), None, new=3)
+    assert static._idle[model].fused
+
+
+def test_a_hook_in_the_middle_of_a_stream_is_refused():
+    model = half("llama")
+    stream = hdraft.stream(model, prompt(20), None, step="exact", max_new_tokens=5)
+    next(stream)
+    model.model.norm.register_forward_hook(lambda *_: None)
+    with pytest.raises(hdraft.UnsupportedError, match="with adapters or hooks"):
+        list(stream)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +186,18 @@ def test_a_processor_is_refused(monkeypatch):
         run(half("llama"), prompt(20), None)
 
 
-def test_a_lookahead_branch_is_refused():
+def test_a_lookahead_branch_is_refused_unless_nothing_is_drafted():
+    model, drafter = half("llama"), LookaheadDrafter(VOCABULARY)
     with pytest.raises(hdraft.UnsupportedError, match="none for a lookahead branch"):
-        run(half("llama"), prompt(20), LookaheadDrafter(VOCABULARY))
+        run(model, prompt(20), drafter)
+    _, statistics = run(model, prompt(20), drafter, new=2, budget=0)
+    assert statistics.kinds == {"dynamic": 1, "exact": 1}
+
+
+def test_without_memory_for_buffers_it_says_so(monkeypatch):
+    def none_left(*_):
+        raise torch.OutOfMemoryError("none left")
+
+    monkeypatch.setattr(static.StaticCache, "__init__", none_left)
+    with pytest.raises(torch.OutOfMemoryError, match="none left"):
+        run(half("llama"), prompt(20), None)

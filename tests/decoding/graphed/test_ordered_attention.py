@@ -160,7 +160,7 @@ def test_both_kernels_are_compiled_to_the_same_sums_for_an_h100(monkeypatch, tmp
     """That needs no GPU. Of other instructions, or with columns shared otherwise, sums would have another order."""
     monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
     layouts = set()
-    text_rows, options = module.settings(group, torch.float16)
+    text_rows, options = module.settings(torch.device("cpu"), torch.float16, group)
     for kernel, rows in ((module._attend_text, text_rows), (module._attend_path, MOST_SHARING)):
         types = dict.fromkeys(("queries", "keys", "values"), f"*{dtype}") | {"scaling": "fp32", "paths": "*i32"}
         types |= {"parts": "*fp32", "sums": "*fp32", "start": "*i64", "earliest": "*i64"}

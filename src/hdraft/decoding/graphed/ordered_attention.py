@@ -57,7 +57,7 @@ def ordered_attention(
     strides = (*queries.stride()[:2], *keys.stride()[:2], *values.stride()[:2])
     values_are = {"SIZE_V": size_v, "PADDED_V": padded_size(size_v), "CHUNK": CHUNK}
     shape = {"GROUP": group, "SIZE": size, "PADDED": padded_size(size), "BLOCK": BLOCK} | values_are
-    together, alike = settings(group, queries.dtype)
+    together, alike = settings(queries.device, queries.dtype, group)
     scale = scaling * LOG2_E
     _attend_text[(-(-rows * group // together), kv_heads, chunks)](
         *inputs, parts, sums, scale, rows, *strides, **shape, ROWS=together, num_stages=3, **alike
@@ -71,16 +71,19 @@ def ordered_attention(
     return result
 
 
-def settings(group: int, number_format: torch.dtype) -> tuple[int, dict[str, Any]]:
+def settings(device: torch.device, number_format: torch.dtype, group: int) -> tuple[int, dict[str, Any]]:
     """The rows of a block of text, query heads that share keys among them, and what both kernels are compiled with.
 
     That is as many warps, which share the columns of a sum, and no product and sum in one instruction, which the
-    compiler might choose for one kernel and not for the other. float32 is added up by plain instructions, in an order
-    that depends on the rows of a block too: there they are as many as a path's.
+    compiler might choose for one kernel and not for the other. Where products are not NVIDIA's matrix instructions for
+    16 rows, the order of a sum depends on the rows of a block too: there they are as many as a path's.
     """
+    plain = number_format == torch.float32 or (
+        device.type == "cuda" and (torch.version.hip is not None or torch.cuda.get_device_capability(device) < (8, 0))
+    )
     # measured on an H100, 64 rows, 32 heads of 128: without shared keys one warp takes 24 us behind 512 tokens and 61
     # behind 4,000, two with twice the rows 28 and 58; with keys for four heads each 22 and 54, and 22 and 45
-    warps, rows = (1, MOST_SHARING) if group == 1 or number_format == torch.float32 else (2, 2 * MOST_SHARING)
+    warps, rows = (1, MOST_SHARING) if group == 1 or plain else (2, 2 * MOST_SHARING)
     return rows, {"num_warps": warps, "enable_fp_fusion": False}
 
 

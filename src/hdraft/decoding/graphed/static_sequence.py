@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hdraft.decoding.cache import GrowingCache
-from hdraft.decoding.graphed.static_step import StaticStepper, StepKind, acquire, padded, release, step_rows
+from hdraft.decoding.graphed.static_step import EXACT_ROWS, StaticStepper, StepKind, acquire, padded, release
 from hdraft.decoding.graphed.text_reader import TEXT_ROWS, TextReader
 from hdraft.decoding.masks import Span
 
@@ -46,11 +46,14 @@ class StaticSequence:
         capacity = self._capacity(length)
         rows = max(rows, 1 + self.budget)
         try:
-            capacity_with_step = capacity + step_rows(rows, self.kind)
-            stepper = acquire(self.model, self.cache, self.spans, capacity_with_step, rows, self.kind)
+            # an exact step is tried behind its own draft, too
+            room = 2 * EXACT_ROWS if self.kind == "exact" else padded(rows)
+            stepper = acquire(self.model, self.cache, self.spans, capacity + room, rows, self.kind)
             assert stepper is not None
             self._begin(stepper)
         except torch.OutOfMemoryError:
+            if self.kind == "exact":
+                raise
             return f"no memory for buffers of {capacity} tokens"
         return None
 

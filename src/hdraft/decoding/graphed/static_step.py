@@ -46,7 +46,7 @@ from hdraft.decoding.masks import Span, padded_rows
 from hdraft.decoding.models.compiling import is_compiled
 from hdraft.decoding.models.experts import decoding_kernels, most_rows
 from hdraft.decoding.models.names import cache_argument
-from hdraft.decoding.models.support import tolerance
+from hdraft.decoding.models.support import apart, tolerance
 from hdraft.drafting.tree import DraftTree
 
 if TYPE_CHECKING:
@@ -73,8 +73,6 @@ MOVED = 8
 
 TOKENS, BUDGET = 2048, 64
 """Buffers are made for at least so many tokens of a sequence, and draft tokens of a step: larger ones, new graphs."""
-
-_IMPOSSIBLE = -1e4  # logits below are those of tokens that the model rules out
 
 
 def default_step(model: PreTrainedModel) -> StepKind:
@@ -183,7 +181,7 @@ class StaticStepper:
         self.spans = _by_type(spans)
         self.capacity, self.rows = bucket(max(capacity, TOKENS)), padded(max(rows, 1 + BUDGET))
         self.kind = kind
-        self.fused = kind != "compiled" and _unfused.get(model) != state and can_fuse(model)
+        self.fused = kind == "exact" or (kind != "compiled" and _unfused.get(model) != state and can_fuse(model))
         self.reader: TextReader | None = None
         self.most_rows = most_rows(model)
         self.cache = StaticCache(growing, self.capacity, self.rows)
@@ -332,8 +330,8 @@ class StaticStepper:
 
     def fits(self, length: int, rows: int) -> bool:
         """Whether a step of so many rows behind `length` tokens fits."""
-        rows = step_rows(rows, self.kind)
-        return rows <= self.rows and self.cache.fits(length, rows)
+        padded_to = step_rows(rows, self.kind)
+        return rows <= padded_to <= self.rows and self.cache.fits(length, padded_to)
 
     def fill(self, inputs: Inputs, rows: int, token: int, tree: DraftTree, length: int, position: int) -> None:
         """Fill in the host's inputs of a step over a token and the tree behind it, padded to so many rows."""
@@ -372,15 +370,15 @@ class StaticStepper:
                 program()
                 if (far := difference(self.logits_of(rows), expected)) is not None:
                     reason = f"logits differ by {far:.1g} of their spread"
-                elif self.kind == "exact" and not self._rows_alike(program, rows):
-                    reason = "what a row comes to depends on its place among others"
+                elif self.kind == "exact" and not self._is_exact(program, rows):
+                    reason = "a token comes to other logits in a draft than in text"
                 else:
                     return program
             except torch.OutOfMemoryError:
+                self.pool = graph_pool(self.device)
                 if self.kind == "exact":
                     raise
                 say_once(f"{type(self.model()).__name__}: no memory to have all steps {self.kind}: some are static")
-                self.pool = graph_pool(self.device)
                 break
             except Exception as error:  # whatever compilation and capture may raise means that they do not work
                 reason = in_short(error)
@@ -388,18 +386,29 @@ class StaticStepper:
             eager()
         return eager
 
-    def _rows_alike(self, program: Program, rows: int) -> bool:
-        """Whether rows of the same token, behind the same text, come to the same, to the bit; then runs the step."""
-        inputs = self.there
-        for each in (inputs.tokens, inputs.positions, *inputs.earliest):
-            each[:rows] = each[0].clone()
-        inputs.among[:, : rows * rows] = torch.eye(rows, dtype=torch.bool, device=self.device).flatten()
+    def _is_exact(self, program: Program, rows: int) -> bool:
+        """Whether a token comes to the same bits in a draft and, in every row, behind text; runs the step after that.
+
+        Before it in the draft are as many tokens as a block of `ordered_attention` has, so that it is in another block.
+        """
+        inputs, last, every = self.there, rows // 2, slice(rows)
+        square, ones = slice(rows * rows), torch.ones((rows, rows), dtype=torch.bool, device=self.device)
+        inputs.tokens[every] = inputs.tokens[0].clone()
+        inputs.positions[every] = inputs.positions[0] + torch.arange(rows, device=self.device)
+        inputs.earliest[:, every] = inputs.earliest[:, :1].clone()
+        inputs.among[:, square] = ones.tril().flatten()
         program()
-        alike = torch.equal(self.logits_of(rows), self.logits_of(rows)[:1].expand(rows, -1))
+        drafted = self.logits_of(rows)[last].clone()
+        inputs.length.add_(last)
+        inputs.starts.add_(last)
+        inputs.positions[every] = inputs.positions[last].clone()
+        inputs.among[:, square] = (ones.tril() & ones.triu()).flatten()
+        program()
+        same = torch.equal(self.logits_of(rows), drafted.expand(rows, -1))
         inputs.buffer.copy_(self.host.buffer)
         inputs.moves.zero_()
         program()
-        return alike
+        return same
 
     def _selection(self, rows: int) -> Program:
         """`_select` for so many rows, captured where steps are."""
@@ -418,6 +427,7 @@ class StaticStepper:
     def _fall_back(self, reason: str) -> None:
         model = cast(PreTrainedModel, self.model())
         if self.kind == "exact":
+            self.pool = graph_pool(self.device)
             raise RuntimeError(f'{type(model).__name__}: no exact steps here, take step="captured": {reason}')
         if self.fused:
             self.fused, _unfused[model] = False, self.state
@@ -534,15 +544,9 @@ def _forward(
 
 
 def difference(logits: Tensor, expected: Tensor) -> float | None:
-    """How far logits are from what they should be, as a part of their spread; None if no further than rounding goes."""
-    closeness = tolerance(expected.dtype)
-    logits, expected = logits.float(), expected.float()
-    possible = expected > _IMPOSSIBLE
-    if not torch.equal(possible, logits > _IMPOSSIBLE):
-        return float("inf")
-    spread = max(float(expected[possible].std()), 1e-12)
-    far = float((logits - expected).abs()[possible].max()) / spread
-    return None if far < closeness else far
+    """How far logits are `apart` from what they should be; None if no further than rounding goes."""
+    far = apart(logits, expected)
+    return None if far < tolerance(expected.dtype) else far
 
 
 # One idle stepper a model, so that a request finds the memory, the graphs and the compiled code of the one before. A

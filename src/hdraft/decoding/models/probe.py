@@ -19,7 +19,15 @@ from hdraft.decoding.drafts import NO_DRAFT
 from hdraft.decoding.models.adapters import only_weights
 from hdraft.decoding.models.compiling import is_compiled, uncompiled
 from hdraft.decoding.models.names import prepared_cache_argument, takes
-from hdraft.decoding.models.support import Shape, UnsupportedError, input_device, known_shape, takes_masks, tolerance
+from hdraft.decoding.models.support import (
+    Shape,
+    UnsupportedError,
+    apart,
+    input_device,
+    known_shape,
+    takes_masks,
+    tolerance,
+)
 from hdraft.decoding.state_layer import StateLayer
 from hdraft.decoding.target import Target
 from hdraft.drafting.drafter import UNLIMITED, vocabulary_size
@@ -106,11 +114,10 @@ def _difference(model: PreTrainedModel, shape: Shape) -> float:
     step(NO_DRAFT, [], [])
     prompt = length - 1 if len(target.cache.states) else UNLIMITED
     plain = torch.stack([_plain(model, context, prompt) for context in contexts])
-    spread = max(float(plain.std(dim=-1).max()), 1e-12)
-    difference = float((torch.cat(drafted).float() - plain).abs().max()) / spread
+    difference = apart(torch.cat(drafted), plain)
     if prompt < UNLIMITED and model.dtype.itemsize < 4:  # a recurrent rule rounds unlike one for several tokens
         whole = torch.stack([_plain(model, context) for context in contexts])
-        difference = max(0.0, difference - _ROUNDING * float((whole - plain).abs().max()) / spread)
+        difference = max(0.0, difference - _ROUNDING * apart(whole, plain))
     return target.ranks.number(difference)
 
 
