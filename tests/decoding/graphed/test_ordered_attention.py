@@ -153,27 +153,40 @@ def test_paths_are_a_rows_ancestors_in_order(interpreted):
     assert as_paths(among).tolist() == [[1, 0, 0, 0, 0], [2, 0, 1, 0, 0], [2, 0, 2, 0, 0], [3, 0, 2, 3, 0]]
 
 
-@pytest.mark.parametrize(
-    ("dtype", "size", "group"), [("fp16", 128, 1), ("bf16", 80, 1), ("fp16", 64, 4), ("bf16", 128, 8)]
-)
-def test_both_kernels_are_compiled_to_the_same_sums_for_an_h100(monkeypatch, tmp_path, dtype, size, group):
+@pytest.mark.parametrize("capability", [80, 89, 90, 120])
+@pytest.mark.parametrize(("dtype", "size", "group"), [("fp16", 128, 1), ("bf16", 80, 4), ("fp16", 64, 8)])
+def test_both_kernels_are_compiled_to_the_same_sums(monkeypatch, tmp_path, dtype, size, group, capability):
     """That needs no GPU. Of other instructions, or with columns shared otherwise, sums would have another order."""
     monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
-    layouts = set()
+    products, sums = [], []
     text_rows, options = module.settings(torch.device("cpu"), torch.float16, group)
-    for kernel, rows in ((module._attend_text, text_rows), (module._attend_path, MOST_SHARING)):
+    for kernel, rows, stages in ((module._attend_text, text_rows, 3), (module._attend_path, MOST_SHARING, 1)):
         types = dict.fromkeys(("queries", "keys", "values"), f"*{dtype}") | {"scaling": "fp32", "paths": "*i32"}
         types |= {"parts": "*fp32", "sums": "*fp32", "start": "*i64", "earliest": "*i64"}
         padded = module.padded_size(size)
         constants = {"GROUP": group, "SIZE": size, "SIZE_V": size, "PADDED": padded, "PADDED_V": padded}
         constants |= {"ROWS": rows, "BLOCK": BLOCK, "CHUNK": CHUNK}
+        aligned = {
+            "queries",
+            "keys",
+            "values",
+            "parts",
+            "sums",
+            *(name for name in kernel.arg_names if "_" in name and name.islower()),
+        }
         names = kernel.arg_names
         source = ASTSource(
             kernel,
             {name: "constexpr" if name in constants else types.get(name, "i32") for name in names},
             {(at,): constants[name] for at, name in enumerate(names) if name in constants},
+            {(at,): [["tt.divisibility", 16]] for at, name in enumerate(names) if name in aligned},
         )
-        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+        target = GPUTarget("cuda", capability, 32)
+        compiled = triton.compile(source, target=target, options=options | {"num_stages": stages})
         assert "fma.rn" not in compiled.asm["ptx"]
-        layouts |= set(re.findall(r"#ttg.nvidia_mma<.*", compiled.asm["ttgir"]))
-    assert len(layouts) == 1 and "versionMajor = 2" in layouts.pop()
+        code = compiled.asm["ttgir"]
+        layouts = dict(re.findall(r"^(#\w+) = (#ttg.*)$", code, re.MULTILINE))
+        products.append([layouts[each] for each in re.findall(r"tt.dot .*-> tensor<\w+, (#\w+)>", code)])
+        sums.append([layouts[each] for each in re.findall(rf"\(tensor<\d+x{BLOCK}xf32, (#\w+)>\) -> tensor", code)])
+    assert products[0] == products[1] and len(products[0]) == 2 and "versionMajor = 2" in products[0][0]
+    assert sums[0] == sums[1] and len(sums[0]) == 2
