@@ -120,6 +120,7 @@ def test_keys_and_the_models_name(folder: Path) -> None:
         (["--host", "no.such.host.invalid", "--no-key"], "there is no address"),
         (["--max-context", "1"], "max-context"),
         (["--chat-template", "nonesuch"], "no chat template nonesuch"),
+        (["--step", "exact"], "no exact steps, take another kind: they are for Llama"),
         (["--model-database", "nonesuch"], "nonesuch"),
     ],
 )

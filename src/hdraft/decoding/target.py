@@ -389,7 +389,7 @@ class Target:
 
     def _only_grow(self, kind: StepKind, obstacle: str) -> None:
         if kind == "exact":
-            raise UnsupportedError(f"{type(self.model).__name__}: no exact steps: {obstacle}")
+            raise UnsupportedError(f"{type(self.model).__name__}: no exact steps, take another kind: {obstacle}")
         say_once(f"{type(self.model).__name__}: steps are dynamic and not {kind}: {obstacle}")
         self.static = None
 

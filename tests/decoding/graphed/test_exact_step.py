@@ -176,13 +176,15 @@ def test_a_hook_in_the_middle_of_a_stream_is_refused():
 )
 def test_models_that_cannot_have_them_are_refused_by_name(name, reason):
     model = half(name)
-    with pytest.raises(hdraft.UnsupportedError, match=f"{type(model).__name__}: no exact steps: .*{reason}"):
+    with pytest.raises(
+        hdraft.UnsupportedError, match=f"{type(model).__name__}: no exact steps, take another kind: .*{reason}"
+    ):
         run(model, prompt(20), None)
 
 
 def test_a_processor_is_refused(monkeypatch):
     monkeypatch.setattr(fused, "DEVICES", set())
-    with pytest.raises(hdraft.UnsupportedError, match=r"no exact steps: .*on a GPU"):
+    with pytest.raises(hdraft.UnsupportedError, match=r"no exact steps, take another kind: .*on a GPU"):
         run(half("llama"), prompt(20), None)
 
 

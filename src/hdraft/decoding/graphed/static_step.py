@@ -428,7 +428,7 @@ class StaticStepper:
         model = cast(PreTrainedModel, self.model())
         if self.kind == "exact":
             self.pool = graph_pool(self.device)
-            raise RuntimeError(f'{type(model).__name__}: no exact steps here, take step="captured": {reason}')
+            raise RuntimeError(f"{type(model).__name__}: no exact steps here, take another kind: {reason}")
         if self.fused:
             self.fused, _unfused[model] = False, self.state
             self.pool = graph_pool(self.device)
