@@ -230,6 +230,11 @@ class Target:
         spans = self.spans.values() if isinstance(self.spans, dict) else [self.spans]
         return "layers look back over a window" if any(span.window is not None for span in spans) else None
 
+    @property
+    def exact(self) -> bool:
+        """Whether steps behind the prompt are exact, see `StepKind`."""
+        return self.static is not None and self.static.kind == "exact"
+
     def most_drafted(self, budget: int) -> int:
         """The most draft tokens of a step, of so many as are allowed."""
         return budget if self.static is None else static_budget(budget, self.static.kind)
@@ -247,7 +252,7 @@ class Target:
     def deepest_draft(self, text: int) -> int:
         """How deep a draft behind `text` more tokens may go: not at all, or so far that no position limit is passed."""
         text += len(self.unread)
-        if self.static is not None and self.static.kind == "exact" and (text > 1 or not self.length):
+        if self.exact and (text > 1 or not self.length):
             return 0  # the prompt's pass is another shape with a draft
         if (self._of_prompt is not None or len(self.cache.states)) and not self.growing.decoding:
             return 0  # the prompt's pass is as `generate` takes it
@@ -323,8 +328,8 @@ class Target:
         self._pass = text, tree
         self.inputs_ready = perf_counter()
         # which implementation of attention reads a prompt must not depend on what other threads do
-        exact = self.static is not None and self.static.kind == "exact"
-        with without_cudnn_attention(self.device) if exact else nullcontext():
+        alone = self.exact and self.stepper is self.growing
+        with without_cudnn_attention(self.device) if alone else nullcontext():
             logits = self.stepper.run(select)
         self.length += m
         return logits
@@ -375,9 +380,9 @@ class Target:
         """What reads so many rows, text and the tree behind it, where static steps go on; None where it has to grow."""
         if self.static is None or self.static.stepper is not None or self.prefills_in_chunks or self.limits:
             return None
-        kind = self.static.kind
-        if kind == "exact":  # who reads a prompt must not depend on what was asked before
+        if self.exact:  # who reads a prompt must not depend on what was asked before
             return None
+        kind = self.static.kind
         if self.attention_mask is not None or not self._counts_from_zero() or self._obstacle(kind) is not None:
             return None
         return self.static.enter_to_read(self.length, rows)
