@@ -8,10 +8,9 @@ from interpreter import interpret
 pytest.importorskip("triton")
 
 import triton
+from gpu_code import compiled
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, apply_rotary_pos_emb
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from hdraft.decoding.graphed import kernels
 from hdraft.decoding.graphed.kernels import rms_norm, rotate_and_store, silu_times
@@ -111,13 +110,5 @@ def test_compiled_for_an_h100_each_product_is_rounded_before_it_is_added(monkeyp
     types = dict.fromkeys(half, "*fp16") | {"start": "*i64", "epsilon": "fp32"}
     constants = {"heads": 4, "HALF": 64, "BLOCK": 64, "norms": True}
     kernel = kernels._rotate_and_store
-    source = ASTSource(
-        kernel,
-        {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names},
-        {(at,): constants[name] for at, name in enumerate(kernel.arg_names) if name in constants},
-    )
-    target = GPUTarget("cuda", 90, 32)
-    assert "fma.rn.f16" in triton.compile(source, target=target, options={"num_warps": 1}).asm["ptx"]
-    assert (
-        "fma.rn" not in triton.compile(source, target=target, options={"num_warps": 1, **kernels._ROUNDED}).asm["ptx"]
-    )
+    assert "fma.rn.f16" in compiled(kernel, types, constants, num_warps=1, enable_fp_fusion=True).asm["ptx"]
+    assert "fma.rn" not in compiled(kernel, types, constants, num_warps=1, **kernels._ROUNDED).asm["ptx"]

@@ -10,9 +10,8 @@ import torch
 pytest.importorskip("triton", reason="it comes with torch for GPUs")
 
 import triton
+from gpu_code import compiled
 from interpreter import interpret
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from hdraft.decoding.graphed import ordered_attention as module
 from hdraft.decoding.graphed.fused import MOST_SHARING
@@ -174,17 +173,9 @@ def test_both_kernels_are_compiled_to_the_same_sums(monkeypatch, tmp_path, dtype
             "sums",
             *(name for name in kernel.arg_names if "_" in name and name.islower()),
         }
-        names = kernel.arg_names
-        source = ASTSource(
-            kernel,
-            {name: "constexpr" if name in constants else types.get(name, "i32") for name in names},
-            {(at,): constants[name] for at, name in enumerate(names) if name in constants},
-            {(at,): [["tt.divisibility", 16]] for at, name in enumerate(names) if name in aligned},
-        )
-        target = GPUTarget("cuda", capability, 32)
-        compiled = triton.compile(source, target=target, options=options | {"num_stages": stages})
-        assert "fma.rn" not in compiled.asm["ptx"]
-        code = compiled.asm["ttgir"]
+        asm = compiled(kernel, types, constants, aligned, capability, num_stages=stages, **options).asm
+        assert "fma.rn" not in asm["ptx"]
+        code = asm["ttgir"]
         layouts = dict(re.findall(r"^(#\w+) = (#ttg.*)$", code, re.MULTILINE))
         products.append([layouts[each] for each in re.findall(r"tt.dot .*-> tensor<\w+, (#\w+)>", code)])
         sums.append([layouts[each] for each in re.findall(rf"\(tensor<\d+x{BLOCK}xf32, (#\w+)>\) -> tensor", code)])

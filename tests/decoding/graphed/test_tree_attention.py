@@ -16,9 +16,8 @@ from hdraft.decoding.graphed.tree_attention import (
 pytest.importorskip("triton", reason="it comes with torch for GPUs")
 
 import triton
+from gpu_code import compiled
 from interpreter import interpret
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -253,19 +252,12 @@ def test_the_kernels_compile_for_an_h100(monkeypatch, tmp_path, dtype, size, row
         "value_slot",
     }
     for kernel in (module._attend, module._combine, module._pack):
-        names = kernel.arg_names
-        source = ASTSource(
-            kernel,
-            {name: "constexpr" if name in constants else types.get(name, "i32") for name in names},
-            {(at,): constants[name] for at, name in enumerate(names) if name in constants},
-            {(at,): [["tt.divisibility", 16]] for at, name in enumerate(names) if name in aligned},
-        )
-        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+        code = compiled(kernel, types, constants, aligned, **options)
         programs = 2 if size <= 128 else 1  # on a processor, which has 227 KB of shared memory
-        assert compiled.metadata.shared <= 227 * 1024 // programs
+        assert code.metadata.shared <= 227 * 1024 // programs
         if kernel is module._attend:
-            assert "cp.async" in compiled.asm["ptx"]  # blocks are loaded ahead …
-            ahead = [branch.split("scf.yield")[0] for branch in compiled.asm["ttgir"].split("} else {")[1:]]
+            assert "cp.async" in code.asm["ptx"]  # blocks are loaded ahead …
+            ahead = [branch.split("scf.yield")[0] for branch in code.asm["ttgir"].split("} else {")[1:]]
             assert len(ahead) > 1
             for branch in ahead:  # … and the bits for a tree's rows for blocks of text too, but from where bits are
                 least, most, load = (branch.find(each) for each in ("arith.maxsi", "arith.minsi", "tt.load"))

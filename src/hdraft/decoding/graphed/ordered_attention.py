@@ -108,6 +108,22 @@ def _follow(among: tl.tensor, paths: tl.tensor, rows: tl.tensor, BLOCK: tl.const
 
 
 @triton.jit
+def _states(
+    buffer: tl.tensor,
+    kv_head: tl.tensor,
+    head_stride: tl.tensor,
+    slot: tl.tensor,
+    slot_stride: tl.tensor,
+    there: tl.tensor,
+    numbers: tl.tensor,
+    SIZE: tl.constexpr,
+) -> tl.tensor:
+    """The keys, or the values, in some slots; zeros in place of those that are not to be looked at."""
+    at = buffer + kv_head.to(tl.int64) * head_stride + (slot * slot_stride)[:, None] + numbers
+    return tl.load(at, mask=there[:, None] & (numbers < SIZE), other=0.0)
+
+
+@triton.jit
 def _add(
     query: tl.tensor,
     key: tl.tensor,
@@ -173,22 +189,14 @@ def _attend_text(
             mask=known[:, None] & (numbers < SIZE),
             other=0.0,
         )
-        key_base = keys + kv_head.to(tl.int64) * key_head
-        value_base = values + kv_head.to(tl.int64) * value_head
         greatest = tl.full((ROWS,), float("-inf"), tl.float32)
         total = tl.zeros((ROWS,), tl.float32)
         result = tl.zeros((ROWS, PADDED_V), tl.float32)
         for base in range(begin, end, BLOCK):
             slot = (base + offsets).to(tl.int64)
             there = slot >= least
-            key = tl.load(
-                key_base + (slot * key_slot)[:, None] + numbers, mask=there[:, None] & (numbers < SIZE), other=0.0
-            )
-            value = tl.load(
-                value_base + (slot * value_slot)[:, None] + numbers_v,
-                mask=there[:, None] & (numbers_v < SIZE_V),
-                other=0.0,
-            )
+            key = _states(keys, kv_head, key_head, slot, key_slot, there, numbers, SIZE)
+            value = _states(values, kv_head, value_head, slot, value_slot, there, numbers_v, SIZE_V)
             visible = (base + offsets)[None, :] >= first[:, None]
             greatest, total, result = _add(query, key, value, visible, scaling, greatest, total, result)
         heads = tl.num_programs(1) * GROUP
@@ -241,8 +249,6 @@ def _attend_path(
         mask=known[:, None] & (numbers < SIZE),
         other=0.0,
     )
-    key_base = keys + kv_head.to(tl.int64) * key_head
-    value_base = values + kv_head.to(tl.int64) * value_head
 
     # the chunk that the text ends in, as far as its blocks are whole
     begin = before // BLOCK * BLOCK
@@ -258,12 +264,8 @@ def _attend_path(
         seen = (column >= first) & (column < behind)
         node = tl.load(path + 1 + column - before, mask=seen & (column >= before), other=0)
         slot = tl.where(column < before, column, before + node).to(tl.int64)
-        key = tl.load(key_base + (slot * key_slot)[:, None] + numbers, mask=seen[:, None] & (numbers < SIZE), other=0.0)
-        value = tl.load(
-            value_base + (slot * value_slot)[:, None] + numbers_v,
-            mask=seen[:, None] & (numbers_v < SIZE_V),
-            other=0.0,
-        )
+        key = _states(keys, kv_head, key_head, slot, key_slot, seen, numbers, SIZE)
+        value = _states(values, kv_head, value_head, slot, value_slot, seen, numbers_v, SIZE_V)
         greatest, total, result = _add(query, key, value, seen[None, :], scaling, greatest, total, result)
         if ((base + BLOCK) % CHUNK == 0) | (base + BLOCK >= behind):
             tl.store(sums + at, greatest, mask=known)
